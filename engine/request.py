@@ -1,0 +1,224 @@
+"""A request: what was asked for, where it stands, what came out."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int64]
+
+
+class RequestError(ValueError):
+    """The request can't be served. The message says what was given, what is allowed and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How output tokens are chosen and when they end. Raises RequestError for values that make no sense."""
+
+    max_tokens: int = 128
+    """0: compute (and cache) the prompt only."""
+    min_tokens: int = 0
+    """End-of-sequence, stop tokens and stop strings don't count before this many output tokens."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 is off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Over prompt and output: logits of seen tokens are divided (if positive) or multiplied by it."""
+    presence_penalty: float = 0.0
+    """Over output: subtracted once from each token seen."""
+    frequency_penalty: float = 0.0
+    """Over output: subtracted as often as the token was seen."""
+    stop: tuple[str, ...] = ()
+    """The output text is cut just before the first of these."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    """None: made from the engine's seed and the request's number."""
+    n: int = 1
+    """Samples of the same prompt; they share its KV."""
+    logprobs: int | None = None
+    """None: none. k: log-probability of each output token and of the k likeliest."""
+    prompt_logprobs: int | None = None
+    """The same for prompt tokens from `prompt_logprobs_start` on."""
+    prompt_logprobs_start: int = 1
+    """The first prompt position scored (position 0 has nothing before it)."""
+    forced_output: tuple[int, ...] | None = None
+    """Replay: these tokens come out, whatever the model says; the request ends with the last of them."""
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, name: str, allowed: str) -> None:
+            if not ok:
+                raise RequestError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+
+        for name in ("max_tokens", "min_tokens", "top_k", "n", "prompt_logprobs_start"):
+            value = getattr(self, name)
+            need(isinstance(value, int) and not isinstance(value, bool), name, "a whole number")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            need(
+                isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+                name,
+                "a finite number",
+            )
+        need(self.max_tokens >= 0, "max_tokens", "0 or more")
+        need(0 <= self.min_tokens <= max(self.max_tokens, 0), "min_tokens", f"from 0 to max_tokens={self.max_tokens}")
+        need(self.temperature >= 0, "temperature", "0 (greedy) or more")
+        need(self.top_k >= 0, "top_k", "0 (off) or more")
+        need(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
+        need(0 <= self.min_p <= 1, "min_p", "from 0 to 1")
+        need(self.repetition_penalty > 0, "repetition_penalty", "above 0 (1 is off)")
+        need(-2 <= self.presence_penalty <= 2, "presence_penalty", "from -2 to 2")
+        need(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "from -2 to 2")
+        need(self.n >= 1, "n", "1 or more")
+        need(self.prompt_logprobs_start >= 1, "prompt_logprobs_start", "1 or more")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            need(
+                value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0),
+                name,
+                "None, or 0 or more",
+            )
+        need(
+            self.seed is None or (isinstance(self.seed, int) and 0 <= self.seed < 2**63),
+            "seed",
+            "None or from 0 to 2**63-1",
+        )
+        need(
+            isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
+            "stop",
+            "a tuple of strings that aren't empty",
+        )
+        need(
+            isinstance(self.stop_token_ids, tuple) and all(isinstance(t, int) and t >= 0 for t in self.stop_token_ids),
+            "stop_token_ids",
+            "a tuple of token ids",
+        )
+        if self.forced_output is not None:
+            need(
+                isinstance(self.forced_output, tuple)
+                and len(self.forced_output) > 0
+                and all(isinstance(t, int) and t >= 0 for t in self.forced_output),
+                "forced_output",
+                "None or a tuple of at least one token id",
+            )
+            need(
+                len(self.forced_output) <= self.max_tokens,
+                "forced_output",
+                f"at most max_tokens={self.max_tokens} long",
+            )
+
+
+class TokenLogprob(NamedTuple):
+    """Log-probability (natural, of the model's own distribution before penalties and temperature) at one position."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest (token, log-probability), likeliest first."""
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(enum.Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request:
+    """One generation (or one scoring) of one prompt. `n > 1` becomes n of these that share `siblings`.
+
+    Who may write: the caller nothing, the scheduler what is under "progress", the engine the rest. Policies only read.
+    """
+
+    id: int
+    key: Tokens
+    """The prompt. int64; an image position holds a negative number made from the image's digest and the offset."""
+    params: SamplingParams
+    namespace: str = ""
+    """Requests of different namespaces never share KV."""
+    client: str = ""
+    conversation: str = ""
+    program: str = ""
+    agent: str = ""
+    parent: int | None = None
+    siblings: int = 1
+    priority: int = 0
+    deadline: float | None = None
+    predicted_output: int | None = None
+    arrival: float = 0.0
+    """Seconds: when it was due (not when the client got round to sending it)."""
+    seed: int = 0
+    """The seed in force."""
+    eos: tuple[int, ...] = ()
+    """Token ids that end the output, unless `params.ignore_eos`."""
+
+    # progress
+    status: Status = Status.WAITING
+    tokens: Tokens = field(default_factory=lambda: np.empty(0, np.int64))
+    """Prompt and output so far in `tokens[:n_tokens]`; room for `max_tokens` more behind it."""
+    n_tokens: int = 0
+    n_computed: int = 0
+    """KV of tokens[:n_computed] is in the pool (cached or computed, or will be by the step under way)."""
+    n_cached: int = 0
+    """Prompt tokens found in the cache before they were first computed; never the last one."""
+    n_recomputed: int = 0
+    """Tokens computed again after a preemption."""
+    preemptions: int = 0
+    pages: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """Page of tokens [i * page_size, (i + 1) * page_size) at `pages[i]`, valid as far as the pages held reach."""
+
+    # outcome
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    stop_match: str | int | None = None
+    """The stop string or stop token that ended it."""
+    error: str | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    added_at: float = 0.0
+    admitted_at: float | None = None
+    token_times: list[float] = field(default_factory=list)
+    """Seconds at which each output token was there."""
+    finished_at: float | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.key)
+
+    @property
+    def output_tokens(self) -> int:
+        return self.n_tokens - len(self.key)
+
+    @property
+    def output(self) -> Sequence[int]:
+        """Token ids generated so far (a stop token included)."""
+        return self.tokens[len(self.key) : self.n_tokens].tolist()
+
+    @property
+    def max_tokens(self) -> int:
+        return self.params.max_tokens
+
+    @property
+    def finished(self) -> bool:
+        return self.status is Status.FINISHED
+
+    def append(self, token: int) -> None:
+        self.tokens[self.n_tokens] = token
+        self.n_tokens += 1
