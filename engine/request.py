@@ -6,7 +6,7 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -181,8 +181,22 @@ class Request:
     n_recomputed: int = 0
     """Tokens computed again after a preemption."""
     preemptions: int = 0
+    n_ever_computed: int = 0
+    """Most that `n_computed` has been: what lies below it and is computed again is recomputed."""
     pages: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    """Page of tokens [i * page_size, (i + 1) * page_size) at `pages[i]`, valid as far as the pages held reach."""
+    """Page of tokens [i * page_size, (i + 1) * page_size) at `pages[i]`, for i < n_pages:
+
+    | 0 .. n_shared_pages | n_shared_pages .. n_pages | room for the rest |
+    | the cache's, locked | the request's own         | not valid         |
+    """
+    n_pages: int = 0
+    n_shared_pages: int = 0
+    kept_short: bool = False
+    """The retention policy left tokens out: what follows them can't be cached either (a tree has no gaps)."""
+    lock: Any = None
+    """The cache's `Lock` while the request runs."""
+    seen: Any = None
+    """The sampler's own: how often each token was seen, for the penalties."""
 
     # outcome
     text: str = ""

@@ -1,0 +1,302 @@
+"""From logits to tokens: masks, penalties, temperature, top-k, top-p, min-p, and the log-probabilities asked for.
+
+Every random number is a function of the request's seed and its output position alone, and every row is computed by
+itself, so what a request samples doesn't depend on the batch around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from engine import hashed_random
+from engine.penalties import is_penalised, penalise
+from engine.request import Request, TokenLogprob
+
+_CANDIDATES = 1024
+"""Likeliest tokens looked at first for top-p; rows that need more are sorted whole."""
+_SCORED_AT_ONCE = 256
+"""Positions whose log-softmax is in memory at a time."""
+
+
+class Sampled(NamedTuple):
+    """One entry a row."""
+
+    tokens: tuple[int | None, ...]
+    """None where the row failed."""
+    logprobs: tuple[TokenLogprob | None, ...]
+    """Of the chosen token, where `params.logprobs` asks for it."""
+    errors: tuple[str | None, ...]
+
+
+def sample(logits: torch.Tensor, requests: Sequence[Request], masks: Sequence[Any] | None = None) -> Sampled:
+    """Chooses the next token of each request.
+
+    logits: [rows, vocab], any floating dtype; not changed. Row i belongs to requests[i], whose output so far is
+        `tokens[prompt_tokens:n_tokens]`.
+    masks: for each row None or a packed bitmask, int32 [ceil(vocab / 32)] (NumPy or torch): bit j of word w set means
+        that token 32 * w + j is allowed.
+
+    In this order: mask, repetition penalty, presence and frequency penalties, min_tokens; then, unless the temperature
+    is 0, temperature, top-k, top-p (of what top-k left, renormalised), min-p. Ties go to the lower id. A token of
+    `forced_output` is taken as it is. Rows whose logits hold NaN or +inf, or that may take no token, fail alone.
+    Raises ValueError when the number or the shape of rows or masks is wrong.
+    """
+    n_rows, vocab = _check_shapes(logits, requests, masks)
+    if n_rows == 0:
+        return Sampled((), (), ())
+    best, argmax = logits.max(dim=-1)
+    errors = [_not_finite(value) for value in best.tolist()]
+    tokens: list[int | None] = argmax.tolist()
+    shaped = [
+        i
+        for i, request in enumerate(requests)
+        if errors[i] is None and (not _is_plain(request) or (masks is not None and masks[i] is not None))
+    ]
+    if shaped:
+        rows = [requests[i] for i in shaped]
+        work = _full_precision(logits[shaped])
+        if masks is not None:
+            _forbid(work, [masks[i] for i in shaped])
+        chosen = _choose(work, rows)
+        for i, token in zip(shaped, chosen, strict=True):
+            tokens[i] = token
+            if token is None:
+                errors[i] = "every token is forbidden here: the mask, min_tokens or the model's own -inf left none"
+    for i, request in enumerate(requests):
+        if request.params.forced_output is not None and errors[i] is None:
+            tokens[i], errors[i] = _forced(request, vocab)
+    for i, error in enumerate(errors):
+        if error is not None:
+            tokens[i] = None
+    return Sampled(tuple(tokens), _sampled_logprobs(logits, requests, tokens), tuple(errors))
+
+
+def score(logits: torch.Tensor, targets: Sequence[int], k: int) -> tuple[TokenLogprob, ...]:
+    """Log-probability of targets[i] under logits[i], with the k likeliest tokens (those of probability 0 left out).
+
+    logits: [positions, vocab]; the softmax is in float32, in float64 when the logits are. Ties go to the lower id.
+    Raises ValueError for logits that hold NaN or +inf, and for targets outside the vocabulary.
+    """
+    vocab = logits.shape[-1]
+    if len(logits) != len(targets):
+        raise ValueError(f"{len(targets)} targets were given for {len(logits)} rows of logits: one each is needed")
+    out: list[TokenLogprob] = []
+    for start in range(0, len(targets), _SCORED_AT_ONCE):
+        chunk = list(targets[start : start + _SCORED_AT_ONCE])
+        for target in chunk:
+            if not 0 <= target < vocab:
+                raise ValueError(f"token {target} can't be scored: ids go from 0 to {vocab - 1}")
+        logprobs = torch.log_softmax(_full_precision(logits[start : start + len(chunk)]), dim=-1)
+        own = logprobs.gather(1, torch.tensor(chunk, device=logits.device).unsqueeze(1)).squeeze(1).tolist()
+        for i, value in enumerate(own):
+            if math.isnan(value):
+                raise ValueError(
+                    f"the logits at row {start + i} can't be scored: they hold NaN or +inf, or are all -inf"
+                )
+        if k == 0:
+            out += [TokenLogprob(token, value) for token, value in zip(chunk, own, strict=True)]
+            continue
+        values, ids = likeliest(logprobs, min(k, vocab))
+        for token, value, row_ids, row_values in zip(chunk, own, ids.tolist(), values.tolist(), strict=True):
+            top = tuple((t, v) for t, v in zip(row_ids, row_values, strict=True) if v > -math.inf)
+            out.append(TokenLogprob(token, value, top))
+    return tuple(out)
+
+
+def likeliest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row, largest first, ties by lower id (below -inf the ids mean nothing).
+
+    values: [rows, vocab] without NaN. Returns values and int64 ids, both [rows, k].
+    """
+    if 8 * k >= values.shape[-1]:
+        ordered, ids = values.sort(dim=-1, descending=True, stable=True)
+        return ordered[:, :k], ids[:, :k]
+    top, ids = values.topk(k, dim=-1)
+    by_id = ids.sort(dim=-1).indices
+    top, ids = top.gather(1, by_id), ids.gather(1, by_id)
+    top, order = top.sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    # topk takes any of several equal values at its border: those rows are sorted whole
+    last = top[:, -1:]
+    tied = ((values >= last).sum(dim=-1) > k) & (last.squeeze(1) > -math.inf)
+    if bool(tied.any()):
+        ordered, whole = values[tied].sort(dim=-1, descending=True, stable=True)
+        top[tied], ids[tied] = ordered[:, :k], whole[:, :k]
+    return top, ids
+
+
+def _check_shapes(logits: torch.Tensor, requests: Sequence[Request], masks: Sequence[Any] | None) -> tuple[int, int]:
+    if logits.ndim != 2 or len(logits) != len(requests):
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} for {len(requests)} requests: [requests, vocab] is needed"
+        )
+    n_rows, vocab = logits.shape
+    if masks is not None and len(masks) != n_rows:
+        raise ValueError(f"{len(masks)} masks were given for {n_rows} rows: one each (or None) is needed")
+    words = (vocab + 31) // 32
+    for mask in masks or ():
+        if mask is not None and tuple(mask.shape) != (words,):
+            raise ValueError(f"a mask has the shape {tuple(mask.shape)}: a vocabulary of {vocab} needs int32 [{words}]")
+    return n_rows, vocab
+
+
+def _not_finite(best: float) -> str | None:
+    if math.isnan(best) or best == math.inf:
+        return f"the model's logits hold {best}: its weights or its input are broken"
+    if best == -math.inf:
+        return "the model's logits are all -inf: it allows no token"
+    return None
+
+
+def _is_plain(request: Request) -> bool:
+    """The likeliest token as it stands is the answer (or no answer is needed: the token is forced)."""
+    params = request.params
+    if params.forced_output is not None:
+        return True
+    return params.temperature == 0 and not is_penalised(params) and not _too_early_to_end(request)
+
+
+def _too_early_to_end(request: Request) -> bool:
+    return request.output_tokens < request.params.min_tokens
+
+
+def _full_precision(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _forbid(work: torch.Tensor, masks: Sequence[Any]) -> None:
+    """Sets to -inf, in place, what the packed masks forbid."""
+    masked = [i for i, mask in enumerate(masks) if mask is not None]
+    if not masked:
+        return
+    words = torch.stack([torch.as_tensor(masks[i], dtype=torch.int32) for i in masked]).to(work.device)
+    bits = (words.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=work.device)) & 1
+    forbidden = bits.reshape(len(masked), -1)[:, : work.shape[1]] == 0
+    work[masked] = work[masked].masked_fill_(forbidden, -math.inf)
+
+
+def _choose(work: torch.Tensor, requests: Sequence[Request]) -> list[int | None]:
+    """The token of each row of `work` [rows, vocab], which it changes; None where nothing is allowed."""
+    vocab = work.shape[1]
+    penalise(work, requests)
+    for i, request in enumerate(requests):
+        if _too_early_to_end(request):
+            ends = set(request.params.stop_token_ids)
+            if not request.params.ignore_eos:
+                ends.update(request.eos)
+            work[i, [token for token in ends if token < vocab]] = -math.inf
+    best, argmax = work.max(dim=-1)
+    possible = (best > -math.inf).tolist()
+    tokens: list[int | None] = [t if ok else None for t, ok in zip(argmax.tolist(), possible, strict=True)]
+    drawn = [i for i, request in enumerate(requests) if possible[i] and request.params.temperature > 0]
+    if drawn:
+        rows = [requests[i] for i in drawn]
+        heat = torch.tensor([r.params.temperature for r in rows], dtype=work.dtype, device=work.device)
+        heat.clamp_(min=torch.finfo(work.dtype).tiny)
+        scaled = (work[drawn] - best[drawn].unsqueeze(1)) / heat.unsqueeze(1)
+        for i, token in zip(drawn, _draw(scaled, rows), strict=True):
+            tokens[i] = token
+    return tokens
+
+
+def _draw(scaled: torch.Tensor, requests: Sequence[Request]) -> list[int]:
+    """Inverse-CDF sampling of each row of `scaled` [rows, vocab]: log-weights whose largest is 0."""
+    vocab = scaled.shape[1]
+    numbers = hashed_random.uniform([r.seed for r in requests], [r.output_tokens for r in requests])
+    u = torch.from_numpy(numbers).to(scaled.device)
+    tokens = [0] * len(requests)
+    open_rows: list[int] = []
+    cut_rows: list[int] = []
+    for i, request in enumerate(requests):
+        params = request.params
+        (cut_rows if 0 < params.top_k < vocab or params.top_p < 1 else open_rows).append(i)
+    if open_rows:
+        weights = scaled[open_rows].exp()
+        _drop_improbable(weights, [requests[i] for i in open_rows])
+        for i, token in zip(open_rows, _invert(weights, u[open_rows]), strict=True):
+            tokens[i] = token
+    width = max([requests[i].params.top_k or _CANDIDATES for i in cut_rows], default=0)
+    while cut_rows:
+        width = min(width, vocab)
+        rows = scaled[cut_rows]
+        kept = [requests[i] for i in cut_rows]
+        weights, ids, complete = _nucleus(rows, kept, width)
+        _drop_improbable(weights, kept)
+        places = torch.tensor(_invert(weights, u[cut_rows]), device=ids.device)
+        for i, token in zip(cut_rows, ids.gather(1, places.unsqueeze(1)).squeeze(1).tolist(), strict=True):
+            tokens[i] = token
+        cut_rows = [i for i, done in zip(cut_rows, complete, strict=True) if not done]
+        width = vocab
+    return tokens
+
+
+def _nucleus(
+    scaled: torch.Tensor, requests: Sequence[Request], width: int
+) -> tuple[torch.Tensor, torch.Tensor, list[bool]]:
+    """Top-k and top-p among the `width` likeliest tokens of each row.
+
+    Returns weights (0 where cut) and token ids, both [rows, width], and whether `width` was enough for the row.
+    Top-p keeps the smallest set of likeliest tokens whose probability reaches p (Holtzman et al., arXiv 1904.09751).
+    """
+    vocab = scaled.shape[1]
+    top, ids = likeliest(scaled, width)
+    weights = top.exp()
+    limits = [r.params.top_k if 0 < r.params.top_k < vocab else vocab for r in requests]
+    limit = torch.tensor(limits, device=scaled.device).unsqueeze(1)
+    p = torch.tensor([r.params.top_p for r in requests], dtype=torch.float64, device=scaled.device).unsqueeze(1)
+    weights *= torch.arange(width, device=scaled.device) < limit
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:].clone()
+    unlimited = [i for i, n in enumerate(limits) if n > width]
+    if unlimited:
+        total[unlimited] = scaled[unlimited].exp().cumsum(dim=-1, dtype=torch.float64)[:, -1:]
+    before = cumulative - weights
+    weights *= (p >= 1) | (before < p * total)
+    enough = cumulative[:, -1:] >= p * total
+    return weights, ids, [n <= width or bool(e) for n, e in zip(limits, enough.squeeze(1).tolist(), strict=True)]
+
+
+def _drop_improbable(weights: torch.Tensor, requests: Sequence[Request]) -> None:
+    """Min-p (Nguyen et al., arXiv 2407.01082), in place. The largest of `weights` [rows, n] is 1."""
+    floors = [r.params.min_p for r in requests]
+    if any(floors):
+        floor = torch.tensor(floors, dtype=weights.dtype, device=weights.device).unsqueeze(1)
+        weights.masked_fill_(weights < floor, 0.0)
+
+
+def _invert(weights: torch.Tensor, u: torch.Tensor) -> list[int]:
+    """The first place of each row of `weights` [rows, n] at which the running sum exceeds u of the total."""
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    wanted = (u * cumulative[:, -1]).unsqueeze(1)
+    return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).tolist()
+
+
+def _forced(request: Request, vocab: int) -> tuple[int | None, str | None]:
+    forced = request.params.forced_output or ()
+    position = request.output_tokens
+    if position >= len(forced):
+        return None, f"forced_output has {len(forced)} tokens and output token {position + 1} was asked for"
+    if forced[position] >= vocab:
+        return None, f"forced_output holds token {forced[position]}: ids go from 0 to {vocab - 1}"
+    return forced[position], None
+
+
+def _sampled_logprobs(
+    logits: torch.Tensor, requests: Sequence[Request], tokens: Sequence[int | None]
+) -> tuple[TokenLogprob | None, ...]:
+    out: list[TokenLogprob | None] = [None] * len(requests)
+    wanted: list[int] = []
+    targets: list[int] = []
+    for i, (request, token) in enumerate(zip(requests, tokens, strict=True)):
+        if request.params.logprobs is not None and token is not None:
+            wanted.append(i)
+            targets.append(token)
+    if wanted:
+        width = max(requests[i].params.logprobs or 0 for i in wanted)
+        for i, found in zip(wanted, score(logits[wanted], targets, width), strict=True):
+            out[i] = found._replace(top=found.top[: requests[i].params.logprobs])
+    return tuple(out)
