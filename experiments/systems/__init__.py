@@ -1,0 +1,1 @@
+"""What can be measured: one adapter a file."""

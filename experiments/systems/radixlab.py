@@ -1,0 +1,106 @@
+"""Our own engine, in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from engine.clock import Clock
+from engine.engine import Engine, EngineConfig, make_engine
+from engine.metrics import StepSample
+from experiments.config import POLICY_PARTS, ConfigError, RunConfig, closest
+from experiments.metrics import Totals
+
+if TYPE_CHECKING:
+    from experiments.load import Runner
+
+ELSEWHERE = ("model", "dtype", "model_seed", "tokenizer", "seed")
+"""Settings of the engine that come from other groups."""
+
+
+class RadixlabSystem:
+    """`engine.Engine` behind the language's runner."""
+
+    def __init__(self, engine: Engine, *, random_weights: bool) -> None:
+        self.engine = engine
+        self.random_weights = random_weights
+
+    @property
+    def clock(self) -> Clock:
+        return self.engine.clock
+
+    @property
+    def device(self) -> str:
+        return self.engine.executor.device
+
+    @property
+    def pool_tokens(self) -> int | None:
+        return self.engine.capacity_tokens
+
+    def runner(self) -> Runner:
+        from lang import Runner
+        from lang.backends.engine import EngineBackend
+
+        return Runner(EngineBackend(self.engine))
+
+    def reset(self) -> None:
+        self.engine.flush_cache()
+        self.engine.reset_metrics()
+
+    def totals(self) -> Totals:
+        metrics = self.engine.metrics
+        seconds = {name: sum(getattr(s, name) for s in metrics.steps) for name in _SECONDS}
+        return Totals(
+            evicted_tokens=metrics.evicted_tokens,
+            refetched_tokens=metrics.refetched_tokens,
+            recomputed_tokens=metrics.recomputed_tokens,
+            preemptions=metrics.preemptions,
+            peak_running=metrics.peak_running,
+            **seconds,
+        )
+
+    def steps(self) -> pd.DataFrame:
+        return pd.DataFrame(self.engine.metrics.steps, columns=list(StepSample._fields))
+
+    def write_log(self, path: Path) -> None:
+        self.engine.log.write(path)
+
+    def resolved(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.engine.config)
+
+
+_SECONDS = ("schedule_s", "cache_s", "forward_s", "other_s")
+
+
+def engine_config(config: RunConfig) -> EngineConfig:
+    """The engine's configuration of a run. Raises ConfigError for unknown settings and values that make no sense."""
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(EngineConfig)}
+    policies = {name for part in POLICY_PARTS for name in (part, f"{part}_args")}
+    allowed = [name for name in kinds if name not in ELSEWHERE and name not in policies]
+    for name, value in config.engine.items():
+        if name not in allowed:
+            listed = ", ".join(allowed)
+            raise ConfigError(f"unknown setting 'engine.{name}'{closest(name, allowed) or ';'} allowed: {listed}")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if kinds[name].startswith("int") and not whole:
+            raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be a whole number")
+        if kinds[name] == "bool" and not isinstance(value, bool):
+            raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be true or false")
+    policy = {name: value for name, value in config.policy.items() if name in kinds}
+    return EngineConfig(
+        model=config.model.get("path") or config.model["name"],
+        dtype=config.model["dtype"],
+        model_seed=config.model.get("seed", 0),
+        tokenizer=config.model.get("tokenizer"),
+        seed=config.seed,
+        **config.engine,
+        **policy,
+    )
+
+
+def make(config: RunConfig) -> RadixlabSystem:
+    """Loads the model and makes the engine. Raises what `make_engine` raises, and ConfigError."""
+    return RadixlabSystem(make_engine(engine_config(config)), random_weights=not config.model.get("path"))
