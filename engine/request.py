@@ -180,6 +180,8 @@ class Request:
     """Prompt tokens found in the cache before they were first computed; never the last one."""
     n_recomputed: int = 0
     """Tokens computed again after a preemption."""
+    n_scored: int = 0
+    """Prompt tokens from `prompt_logprobs_start` on whose log-probability is known."""
     preemptions: int = 0
     n_ever_computed: int = 0
     """Most that `n_computed` has been: what lies below it and is computed again is recomputed."""

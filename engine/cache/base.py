@@ -72,6 +72,8 @@ class Cache(Protocol):
 
     page_size: int
     capacity_tokens: int
+    whole_entries: bool
+    """Prompts are to be inserted whole, not chunk by chunk."""
     cached_tokens: int
     """Tokens in the tree (locked or not)."""
     evictable_tokens: int

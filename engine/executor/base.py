@@ -8,6 +8,10 @@ from typing import Any, NamedTuple, Protocol
 from engine.request import Request, TokenLogprob
 
 
+class ExecutorDead(Exception):
+    """The executor can't run another step (a lost device, a recording that doesn't fit). Other errors cost one step."""
+
+
 class Row(NamedTuple):
     """One request's share of a step: tokens[start : start + n_new] are computed on top of the KV of tokens[:start].
 
@@ -35,6 +39,13 @@ class Row(NamedTuple):
         scored = max(self.start, params.prompt_logprobs_start - 1)
         return min(scored, sampled) if scored < self.request.prompt_tokens - 1 else sampled
 
+    @property
+    def n_scored(self) -> int:
+        """Prompt tokens whose log-probability this row's logits give: positions logit_start + 1 and on."""
+        if self.request.params.prompt_logprobs is None:
+            return 0
+        return max(0, min(self.start + self.n_new, self.request.prompt_tokens - 1) - self.logit_start)
+
 
 class PrefixGroup(NamedTuple):
     """Rows of a batch whose first `n_tokens` tokens live in the very same pages."""
@@ -57,7 +68,7 @@ class StepResult(NamedTuple):
     logprobs: tuple[TokenLogprob | None, ...]
     """Of the sampled token, where `params.logprobs` asks for it."""
     prompt_logprobs: tuple[tuple[TokenLogprob, ...], ...]
-    """Of the prompt tokens that this row's logits score, in order."""
+    """Of the `n_scored` prompt tokens that the row's logits score, in order."""
     errors: tuple[str | None, ...]
     """Why a row failed (logits that aren't finite, say); it fails alone."""
     seconds: float

@@ -1,0 +1,516 @@
+"""The engine: requests in, tokens out. One `step` is one pass of the scheduler and one forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import json
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.cache import make_cache
+from engine.cache.page_pool import PagePool
+from engine.clock import Clock, WallClock, stopwatch
+from engine.config import EngineConfig
+from engine.detokenizer import OutputText
+from engine.executor.base import Batch, Executor, ExecutorDead, Row, StepResult
+from engine.log import Event, Log
+from engine.memory import KVMemory
+from engine.intake import Intake
+from engine.metrics import Counters, Metrics, StepSample
+from engine.policies.base import CostModel, Hint, Reject, RetryAt
+from engine.policies.registry import make_policy
+from engine.request import FinishReason, Request, RequestError, SamplingParams, Status, TokenLogprob
+from engine.scheduler import Limits, Scheduler
+from engine.tokenizer import Tokenizer
+
+
+class Engine:
+    """Serves requests over one executor. Not thread-safe: one thread adds, steps and aborts.
+
+    `tokenizer` may be None: then prompts are token ids and there is no text.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        tokenizer: Tokenizer | None,
+        config: EngineConfig,
+        *,
+        clock: Clock | None = None,
+        eos: Sequence[int] = (),
+        cost: CostModel | None = None,
+        text_is_recorded: bool = False,
+    ) -> None:
+        self.executor = executor
+        self.tokenizer = tokenizer
+        self.config = config
+        self.clock = clock if clock is not None else WallClock()
+        self.eos = tuple(eos)
+        self.intake = Intake(
+            tokenizer,
+            vocab_size=executor.vocab_size,
+            max_context=executor.max_context,
+            capacity_tokens=executor.n_pages * config.page_size,
+            text_is_recorded=text_is_recorded,
+        )
+        self.metrics = Metrics()
+        self._counted = Counters(0, 0, 0, 0)
+        self.on_finish: list[Callable[[Request], None]] = []
+        self.log = Log(
+            {
+                "engine": dataclasses.asdict(config),
+                "n_pages": executor.n_pages,
+                "max_context": executor.max_context,
+                "vocab_size": executor.vocab_size,
+                "eos": list(eos),
+            }
+        )
+        self._text_is_recorded = text_is_recorded
+        self._texts: dict[int, OutputText] = {}
+        self._deferred: list[tuple[float, int, Request]] = []
+        self._n_steps = 0
+        self._next_id = 0
+        args = {
+            kind: dict(getattr(config, f"{kind}_args")) for kind in ("eviction", "retention", "schedule", "admission")
+        }
+        cache = make_cache(
+            config.cache,
+            page_size=config.page_size,
+            capacity_tokens=executor.n_pages * config.page_size,
+            eviction=make_policy("eviction", config.eviction, args["eviction"]),
+            rng=random.Random(f"{config.seed}/eviction"),
+            cost=cost if cost is not None else _token_cost,
+        )
+        memory = KVMemory(
+            cache,
+            PagePool(executor.n_pages),
+            make_policy("retention", config.retention, args["retention"]),
+            self.log,
+        )
+        self.admission = make_policy("admission", config.admission, args["admission"])
+        self.scheduler = Scheduler(
+            memory=memory,
+            policy=make_policy("scheduling", config.schedule, args["schedule"]),
+            limits=Limits(config.max_batch_tokens, config.max_running),
+            rng=random.Random(f"{config.seed}/scheduling"),
+            log=self.log,
+        )
+        self.memory = memory
+
+    # ---- requests
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running or self._deferred)
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self.memory.cache.capacity_tokens
+
+    def add(
+        self,
+        prompt: str | Sequence[int] | np.ndarray,
+        params: SamplingParams | None = None,
+        *,
+        due: float | None = None,
+        namespace: str = "",
+        client: str = "",
+        conversation: str = "",
+        program: str = "",
+        agent: str = "",
+        parent: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        predicted_output: int | None = None,
+    ) -> list[Request]:
+        """Queues a prompt; returns its `params.n` requests.
+
+        `due`: when it should have been sent, seconds on the engine's clock (None: now); latencies count from it.
+        Raises RequestError when it can't be served; then nothing was queued.
+        """
+        params = params if params is not None else SamplingParams()
+        now = self.clock.now()
+        try:
+            key = self.intake.check(prompt, params)
+        except RequestError as error:
+            self.metrics.rejected += 1
+            self._input("reject", now, text=str(error))
+            raise
+        meta = {
+            "namespace": namespace,
+            "client": client,
+            "conversation": conversation,
+            "program": program,
+            "agent": agent,
+            "parent": parent,
+            "priority": priority,
+            "deadline": deadline,
+            "predicted_output": predicted_output,
+        }
+        due = now if due is None else due
+        arrival = {"params": _changed(params), "due": due} | {k: v for k, v in meta.items() if v not in ("", None, 0)}
+        self._input("arrive", now, request=self._next_id, tokens=key, text=json.dumps(arrival))
+        room = np.empty(len(key) + params.max_tokens, np.int64)
+        room[: len(key)] = key
+        requests = []
+        for i in range(params.n):
+            request = Request(
+                id=self._next_id,
+                key=key,
+                params=params,
+                siblings=params.n,
+                arrival=due,
+                added_at=now,
+                seed=self._seed(params, i),
+                eos=self.eos,
+                tokens=room if i == 0 else room.copy(),
+                n_tokens=len(key),
+                pages=np.empty(-(-len(room) // self.config.page_size), np.int32),
+                **meta,
+            )
+            self._next_id += 1
+            requests.append(request)
+        for request in requests:
+            self._ask_admission(request, now, may_raise=True)
+        return requests
+
+    def _seed(self, params: SamplingParams, i: int) -> int:
+        """The given seed plus the sample's number, else one made from the engine's seed and the request's number."""
+        if params.seed is not None:
+            return (params.seed + i) % 2**63
+        return random.Random(f"{self.config.seed}/{self._next_id}").getrandbits(63)
+
+    def _ask_admission(self, request: Request, now: float, *, may_raise: bool) -> None:
+        self.scheduler.view.now = now
+        answer = self.admission.admit(request, self.scheduler.view)
+        if isinstance(answer, Reject):
+            request.status, request.finish_reason, request.error = Status.FINISHED, FinishReason.ERROR, answer.reason
+            request.finished_at = now
+            self.metrics.rejected += 1
+            self._decide("refuse", now, request.id, answer.reason)
+            if may_raise:
+                raise RequestError(f"refused by the admission policy: {answer.reason}")
+        elif isinstance(answer, RetryAt):
+            heapq.heappush(self._deferred, (max(answer.time, now), request.id, request))
+            self._decide("defer", now, request.id, repr(answer.time))
+        else:
+            self.scheduler.add(request)
+
+    def abort(self, request: Request) -> None:
+        """Ends a request at any stage; no effect on a finished one."""
+        if request.finished:
+            return
+        now = self.clock.now()
+        self._input("abort", now, request=request.id)
+        self._end(request, FinishReason.ABORT, now)
+
+    def hint(self, hint: Hint) -> None:
+        """Passes a program's hint to the policies (unless `config.hints` is off)."""
+        if not self.config.hints:
+            return
+        prefix = getattr(hint, "prefix", ())
+        rest = {k: v for k, v in hint._asdict().items() if k != "prefix"}
+        self._input("hint", self.clock.now(), tokens=prefix, text=json.dumps({"kind": type(hint).__name__, **rest}))
+        self.scheduler.hint(hint)
+
+    # ---- running
+
+    def step(self) -> list[Request]:
+        """One pass and one forward pass. Returns the requests that finished in it, in a fixed order."""
+        begun = stopwatch()
+        cache_before = self.memory.seconds
+        self._wait_for_deferred()
+        now = self.clock.now()
+        self._input("begin", now)
+        done = self._retry_deferred(now)
+        batch = self.scheduler.schedule(self._n_steps, now)
+        if not batch.rows:
+            self._n_steps += 1
+            return done
+        n_running = len(self.scheduler.running)
+        launched = stopwatch()
+        result: StepResult | None = None
+        try:
+            pending = self.executor.launch(batch)
+            pending = self.executor.sample(pending, None)
+            result = self.executor.collect(pending)
+        except ExecutorDead:
+            raise
+        except Exception as error:
+            done += self._fail(batch, error)
+        collected = stopwatch()
+        if result is not None:
+            done += self._take(batch, result)
+        self._measure(batch, n_running, begun, cache_before, launched, collected)
+        self._n_steps += 1
+        return done
+
+    def _take(self, batch: Batch, result: StepResult) -> list[Request]:
+        """Hands a step's tokens to their requests. Returns those that end with it."""
+        now = self.clock.now()
+        stop_hits: dict[int, str] = {}
+        done = []
+        ends: list[tuple[Request, FinishReason]] = []
+        for i, row in enumerate(batch.rows):
+            request = row.request
+            if result.errors[i] is not None:
+                request.error = result.errors[i]
+                ends.append((request, FinishReason.ERROR))
+                continue
+            if row.n_scored:
+                _add_prompt_logprobs(row, result.prompt_logprobs[i])
+            token = result.tokens[i]
+            if token is None:
+                if request.n_computed == request.n_tokens:
+                    ends.append((request, FinishReason.LENGTH))
+                continue
+            request.append(token)
+            request.token_times.append(now)
+            logprob = result.logprobs[i]
+            if logprob is not None:
+                request.logprobs.append(logprob)
+            self.scheduler.generated(request)
+            recorded = None if result.stop_hits is None else result.stop_hits[i]
+            reason = self._reason_to_stop(request, token, recorded)
+            if isinstance(request.stop_match, str):
+                stop_hits[i] = request.stop_match
+            if reason is not None:
+                ends.append((request, reason))
+        tokens = [-1 if token is None else token for token in result.tokens]
+        extra: dict[str, Any] = {"seconds": result.seconds}
+        if stop_hits:
+            extra["stop"] = stop_hits
+        errors = {i: error for i, error in enumerate(result.errors) if error is not None}
+        if errors:
+            extra["errors"] = errors
+        self._input("result", now, tokens=tokens, text=json.dumps(extra))
+        for request, reason in ends:
+            self._end(request, reason, now)
+            done.append(request)
+        return done
+
+    def _reason_to_stop(self, request: Request, token: int, recorded_stop: str | None) -> FinishReason | None:
+        params = request.params
+        n = request.output_tokens
+        if params.forced_output is not None:
+            if n < len(params.forced_output):
+                return None
+            return FinishReason.LENGTH if n == params.max_tokens else FinishReason.STOP
+        if n >= params.min_tokens and (
+            token in params.stop_token_ids or (token in request.eos and not params.ignore_eos)
+        ):
+            request.stop_match = token
+            return FinishReason.STOP
+        if params.stop:
+            stop = recorded_stop if self._text_is_recorded else self._push_text(request, token)
+            if stop is not None:
+                request.stop_match = stop
+                return FinishReason.STOP
+        return FinishReason.LENGTH if n == params.max_tokens else None
+
+    def _fail(self, batch: Batch, error: Exception) -> list[Request]:
+        """A step failed: so do its requests, and no more. KV it may have left half-written is forgotten."""
+        now = self.clock.now()
+        why = f"the step failed: {type(error).__name__}: {error}"
+        self._input("failure", now, text=why)
+        for row in batch.rows:
+            row.request.error = why
+            self._end(row.request, FinishReason.ERROR, now)
+        self.memory.reset()
+        return [row.request for row in batch.rows]
+
+    def _end(self, request: Request, reason: FinishReason, now: float) -> None:
+        if any(request is waiting for _, _, waiting in self._deferred):
+            self._deferred = [entry for entry in self._deferred if entry[2] is not request]
+            heapq.heapify(self._deferred)
+            request.status, request.finish_reason = Status.FINISHED, reason
+        else:
+            self.scheduler.finish(request, reason, keep=reason is not FinishReason.ERROR)
+        request.finished_at = now
+        self._finish_text(request)
+        for listener in self.on_finish:
+            listener(request)
+
+    # ---- text
+
+    def _push_text(self, request: Request, token: int) -> str | None:
+        """Gives a token to the request's text; the stop string that it completes, if any."""
+        assert self.tokenizer is not None  # checked when the request was added
+        text = self._texts.get(request.id)
+        if text is None:
+            text = self._texts[request.id] = OutputText(
+                self.tokenizer, request.key.tolist(), stop=request.params.stop, min_tokens=request.params.min_tokens
+            )
+        text.push(token)
+        return text.stopped_by
+
+    def _finish_text(self, request: Request) -> None:
+        if self.tokenizer is None:
+            return
+        text = self._texts.pop(request.id, None)
+        if text is None:
+            text = OutputText(self.tokenizer, request.key.tolist(), stop=(), min_tokens=0)
+            output = request.output
+            for token in output[:-1] if isinstance(request.stop_match, int) else output:
+                text.push(token)
+        text.flush()
+        request.text = text.text
+
+    # ---- deferred requests
+
+    def _wait_for_deferred(self) -> None:
+        if self._deferred and not self.scheduler.waiting and not self.scheduler.running:
+            self.clock.sleep_until(self._deferred[0][0])
+
+    def _retry_deferred(self, now: float) -> list[Request]:
+        refused = []
+        due = []
+        while self._deferred and self._deferred[0][0] <= now:
+            due.append(heapq.heappop(self._deferred)[2])
+        for request in due:
+            self._ask_admission(request, now, may_raise=False)
+            if request.finished:
+                refused.append(request)
+                for listener in self.on_finish:
+                    listener(request)
+        return refused
+
+    # ---- conveniences
+
+    def run(self) -> list[Request]:
+        """Steps until nothing is left. Returns the requests in the order in which they finished."""
+        done = []
+        while self.has_work:
+            done += self.step()
+        return done
+
+    def generate(
+        self, prompts: Sequence[str | Sequence[int] | np.ndarray], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[list[Request]]:
+        """Serves all prompts at once; a list of `n` finished requests for each, in order.
+
+        A prompt that can't be served comes back as one finished request with `error` set; the others go on.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise RequestError(
+                f"{len(prompts)} prompts but {len(each)} sampling parameters: give one for each, or one for all"
+            )
+        results: list[list[Request]] = []
+        for prompt, wanted in zip(prompts, each):
+            try:
+                results.append(self.add(prompt, wanted))
+            except RequestError as error:
+                failed = Request(id=-1, key=np.empty(0, np.int64), params=wanted, error=str(error))
+                failed.status, failed.finish_reason = Status.FINISHED, FinishReason.ERROR
+                results.append([failed])
+        self.run()
+        return results
+
+    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[tuple[TokenLogprob, ...]]:
+        """Log-probability of each token of each continuation after the prompt, whose KV they share."""
+        params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=len(prompt))
+        results = self.generate([[*prompt, *continuation] for continuation in continuations], params)
+        for (request,) in results:
+            if request.error is not None:
+                raise RequestError(request.error)
+        return [tuple(request.prompt_logprobs) for (request,) in results]
+
+    def flush_cache(self) -> None:
+        """Forgets every cached prefix that no running request uses."""
+        self._input("flush", self.clock.now())
+        self.memory.reset()
+
+    def reset_metrics(self) -> None:
+        """Starts counting afresh. The log goes on, with a mark: it must hold all that led to the engine's state."""
+        self._input("measure", self.clock.now())
+        self.metrics = Metrics()
+        self._counted = self._counters()
+
+    def check(self) -> None:
+        """Raises AssertionError when an invariant of the cache or the pool doesn't hold. O(size); for tests."""
+        self.memory.check(self.scheduler.running.values())
+
+    # ---- counting
+
+    def _counters(self) -> Counters:
+        cache = self.memory.cache
+        return Counters(
+            cache.evicted_tokens, cache.refetched_tokens, self.scheduler.recomputed_tokens, self.scheduler.preemptions
+        )
+
+    def _measure(
+        self, batch: Batch, n_running: int, begun: float, cache_before: float, launched: float, collected: float
+    ) -> None:
+        ended = stopwatch()
+        metrics, cache = self.metrics, self.memory.cache
+        now = self._counters()
+        since = Counters(*(a - b for a, b in zip(now, self._counted)))
+        metrics.evicted_tokens, metrics.refetched_tokens, metrics.recomputed_tokens, metrics.preemptions = since
+        metrics.peak_running = max(metrics.peak_running, n_running)
+        n_decode = sum(row.start >= row.request.prompt_tokens for row in batch.rows)
+        cache_s = self.memory.seconds - cache_before
+        forward_s = collected - launched
+        metrics.steps.append(
+            StepSample(
+                step=batch.step,
+                time=self.clock.now(),
+                running=n_running,
+                waiting=len(self.scheduler.waiting),
+                free_tokens=self.memory.pool.n_free * self.config.page_size,
+                cached_tokens=cache.cached_tokens,
+                evictable_tokens=cache.evictable_tokens,
+                n_prefill=sum(row.n_new for row in batch.rows) - n_decode,
+                n_decode=n_decode,
+                n_cached=self.scheduler.n_cached_in_pass,
+                schedule_s=max(0.0, launched - begun - cache_s),
+                cache_s=cache_s,
+                forward_s=forward_s,
+                other_s=max(0.0, ended - collected),
+            )
+        )
+
+    # ---- the log
+
+    def _input(self, kind: str, now: float, *, request: int = -1, tokens: Sequence[int] = (), text: str = "") -> None:
+        self.log.add(Event(self._n_steps, now, "input", kind, request, 0, 0, tokens, text))
+
+    def _decide(self, kind: str, now: float, request: int, text: str) -> None:
+        self.log.add(Event(self._n_steps, now, "decision", kind, request, 0, 0, (), text))
+
+
+def _token_cost(start: int, n: int) -> float:
+    """Without a model of the hardware: a token costs one unit, wherever it stands."""
+    return float(n)
+
+
+def _changed(params: SamplingParams) -> dict[str, Any]:
+    """The parameters that differ from their defaults."""
+    fields = ((f.name, f.default, getattr(params, f.name)) for f in dataclasses.fields(params))
+    return {name: value for name, default, value in fields if value != default}
+
+
+def _add_prompt_logprobs(row: Row, found: tuple[TokenLogprob, ...]) -> None:
+    """Appends what isn't known yet: after a preemption some positions are computed twice."""
+    request = row.request
+    first = row.logit_start + 1 - request.params.prompt_logprobs_start
+    request.prompt_logprobs += found[request.n_scored - first :]
+    request.n_scored = max(request.n_scored, first + row.n_scored)
+
+
+def make_engine(config: EngineConfig, *, clock: Clock | None = None) -> Engine:
+    """An engine on this machine's hardware for `config.model`. Imports torch; raises ModelError, ConfigError, PolicyError."""
+    from engine.executor.cpu import CpuExecutor, default_pool_tokens
+    from engine.models import load_model
+
+    model = load_model(config.model, dtype=config.dtype, seed=config.model_seed)
+    tokenizer = tokenizer_for(config)
+    pool_tokens = (
+        config.pool_tokens if config.pool_tokens is not None else default_pool_tokens(model.config, model.dtype)
+    )
+    executor = CpuExecutor(model, n_pages=pool_tokens // config.page_size, page_size=config.page_size)
+    return Engine(executor, tokenizer, config, clock=clock, eos=model.config.eos_token_ids)

@@ -1,0 +1,74 @@
+"""An executor without a model: it gives back the tokens and the step times of a recorded run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from engine.clock import VirtualClock
+from engine.executor.base import Batch, ExecutorDead, StepResult
+from engine.log import Event, Log
+
+
+class ReplayDivergence(ExecutorDead):
+    """The engine decided something else than the recorded run did, so its recorded tokens don't fit."""
+
+
+class Recorded(NamedTuple):
+    rows: tuple[tuple[int, int, int], ...]
+    """(request, start, n_new) of each row."""
+    result: Event
+
+
+class ReplayExecutor:
+    """Plays a log's results in order, moving the clock to the time at which each was there.
+
+    Raises ReplayDivergence when a batch isn't the recorded one.
+    """
+
+    device = "replay"
+
+    def __init__(self, log: Log, clock: VirtualClock) -> None:
+        self.page_size: int = log.config["engine"]["page_size"]
+        self.n_pages: int = log.config["n_pages"]
+        self.max_context: int = log.config["max_context"]
+        self.vocab_size: int = log.config["vocab_size"]
+        self._clock = clock
+        rows: dict[int, list[tuple[int, int, int]]] = {}
+        results: dict[int, Event] = {}
+        for event in log.events:
+            if event.kind == "row":
+                rows.setdefault(event.step, []).append((event.request, event.a, event.b))
+            elif event.kind in ("result", "failure"):
+                results[event.step] = event
+        self._recorded = {step: Recorded(tuple(rows.get(step, ())), result) for step, result in results.items()}
+
+    def launch(self, batch: Batch) -> Batch:
+        recorded = self._recorded.get(batch.step)
+        rows = tuple((row.request.id, row.start, row.n_new) for row in batch.rows)
+        if recorded is None or recorded.rows != rows:
+            there = "no such step" if recorded is None else f"rows {recorded.rows[:4]}..."
+            raise ReplayDivergence(f"step {batch.step}: the recording has {there}, the engine built rows {rows[:4]}...")
+        return batch
+
+    def sample(self, pending: Batch, masks: Sequence[Any] | None) -> Batch:
+        return pending
+
+    def collect(self, pending: Batch) -> StepResult:
+        event = self._recorded[pending.step].result
+        self._clock.sleep_until(event.time)
+        if event.kind == "failure":
+            raise RuntimeError(event.text)
+        extra = json.loads(event.text)
+        stops = {int(row): stop for row, stop in extra.get("stop", {}).items()}
+        errors = {int(row): error for row, error in extra.get("errors", {}).items()}
+        n = len(pending.rows)
+        return StepResult(
+            tokens=tuple(None if token < 0 else token for token in event.tokens),
+            logprobs=(None,) * n,
+            prompt_logprobs=((),) * n,
+            errors=tuple(errors.get(i) for i in range(n)),
+            seconds=extra["seconds"],
+            stop_hits=tuple(stops.get(i) for i in range(n)),
+        )

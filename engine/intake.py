@@ -1,0 +1,84 @@
+"""What comes in from outside is checked here, once: a prompt becomes token ids, or a RequestError says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.request import RequestError, SamplingParams, Tokens
+from engine.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | np.ndarray
+
+
+class Intake:
+    """Limits are tokens. `text_is_recorded`: stop strings come from a log, so no tokenizer is needed for them."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        vocab_size: int,
+        max_context: int,
+        capacity_tokens: int,
+        text_is_recorded: bool,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._max_context = max_context
+        self._capacity_tokens = capacity_tokens
+        self._text_is_recorded = text_is_recorded
+
+    def check(self, prompt: Prompt, params: SamplingParams) -> Tokens:
+        """The prompt's token ids: int64 [tokens]. Raises RequestError."""
+        key = self._tokens(prompt)
+        if len(key) == 0:
+            raise RequestError("the prompt is empty: give at least one token (a beginning-of-sequence token, say)")
+        self._check_ids("the prompt", key)
+        self._check_ids("forced_output", params.forced_output or ())
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        if params.prompt_logprobs is not None and params.prompt_logprobs_start >= len(key):
+            raise RequestError(
+                f"prompt_logprobs_start={params.prompt_logprobs_start} leaves nothing to score in a prompt of {len(key)} "
+                f"tokens: it must be at most {len(key) - 1}"
+            )
+        if params.stop and self._tokenizer is None and not self._text_is_recorded:
+            raise RequestError("stop strings need a tokenizer and this engine has none: use stop_token_ids")
+        self._check_length(len(key), params.max_tokens)
+        return key
+
+    def _tokens(self, prompt: Prompt) -> Tokens:
+        if isinstance(prompt, str):
+            if self._tokenizer is None:
+                raise RequestError("the prompt is text, but this engine has no tokenizer: give token ids")
+            return np.asarray(self._tokenizer.encode(prompt), np.int64)
+        try:
+            given = np.asarray(prompt)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise RequestError(f"the prompt must be text or a flat list of token ids ({error})") from None
+        if given.size == 0:
+            return np.empty(0, np.int64)
+        if given.ndim != 1 or given.dtype.kind not in "iu":
+            raise RequestError(
+                f"the prompt must be text or a flat list of token ids, not {given.ndim}-dimensional {given.dtype}"
+            )
+        return given.astype(np.int64)
+
+    def _check_ids(self, name: str, ids: Sequence[int] | Tokens) -> None:
+        given = np.asarray(ids)
+        if len(given) and not (given.min() >= 0 and given.max() < self._vocab_size):
+            wrong = next(t for t in given.tolist() if not 0 <= t < self._vocab_size)
+            raise RequestError(f"{name} has token id {wrong}; the model knows ids from 0 to {self._vocab_size - 1}")
+
+    def _check_length(self, n_prompt: int, max_tokens: int) -> None:
+        total = n_prompt + max_tokens
+        for limit, what, cure in (
+            (self._max_context, "the model's context", "shorten the prompt or lower max_tokens"),
+            (self._capacity_tokens, "the KV pool", "shorten the prompt, lower max_tokens or raise engine.pool_tokens"),
+        ):
+            if total > limit:
+                raise RequestError(
+                    f"{n_prompt} prompt tokens + max_tokens={max_tokens} = {total} is more than {what} of {limit} "
+                    f"tokens: {cure}"
+                )

@@ -1,0 +1,283 @@
+"""Continuous batching: who runs in a step, on which tokens, and what gives way.
+
+One pass builds one batch: decodes first (they never starve), then the prompts under way, then new admissions in the
+policy's order, all under one token budget. A prompt's pages enter the cache when they are scheduled, not when they are
+computed: K and V of a layer are stored before that layer's attention, so a request admitted later in the same pass
+reads what an earlier row of the same batch writes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.cache.base import Match
+from engine.estimate import OutputEstimate
+from engine.executor.base import Batch, Row
+from engine.log import Event, Log
+from engine.memory import KVMemory
+from engine.policies.base import Hint, Node, SchedulePolicy
+from engine.policies.registry import PolicyError
+from engine.prefix_groups import prefix_groups
+from engine.request import FinishReason, Request, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_batch_tokens: int
+    """New tokens of one step, decodes included."""
+    max_running: int
+    """Requests that run at once; at most `max_batch_tokens`, so that all of them can decode in one step."""
+
+
+class View:
+    """What the schedule policy sees (`engine.policies.base.ScheduleView`)."""
+
+    def __init__(self, scheduler: Scheduler, rng: random.Random) -> None:
+        self._scheduler = scheduler
+        self.rng = rng
+        self.now = 0.0
+        self.page_size = scheduler.memory.page_size
+
+    @property
+    def free(self) -> int:
+        return self._scheduler.memory.pool.n_free * self.page_size
+
+    @property
+    def evictable(self) -> int:
+        return self._scheduler.memory.cache.evictable_tokens
+
+    @property
+    def running(self) -> Sequence[Request]:
+        return tuple(self._scheduler.running.values())
+
+    @property
+    def clients(self) -> Sequence[str]:
+        both = (*self._scheduler.running.values(), *self._scheduler.waiting.values())
+        return tuple(dict.fromkeys(request.client for request in both))
+
+    def match(self, request: Request) -> int:
+        return self._scheduler.memory.match(request).n_tokens
+
+    def path(self, request: Request) -> Sequence[Node]:
+        return self._scheduler.memory.match(request).path
+
+
+class Scheduler:
+    def __init__(
+        self, *, memory: KVMemory, policy: SchedulePolicy, limits: Limits, rng: random.Random, log: Log
+    ) -> None:
+        self.memory = memory
+        self.policy = policy
+        self.limits = limits
+        self.log = log
+        self.view = View(self, rng)
+        self.estimate = OutputEstimate()
+        self.waiting: dict[int, Request] = {}
+        self.running: dict[int, Request] = {}
+        """In order of admission."""
+        self.step = 0
+        self.preemptions = 0
+        self.recomputed_tokens = 0
+        self.n_cached_in_pass = 0
+        """Prompt tokens found in the cache during the last pass."""
+
+    # ---- coming and going
+
+    def add(self, request: Request) -> None:
+        self.waiting[request.id] = request
+        self.policy.on_arrival(request, self.view)
+
+    def hint(self, hint: Hint) -> None:
+        self.memory.cache.hint(hint)
+        self.policy.on_hint(hint, self.view)
+
+    def generated(self, request: Request) -> None:
+        """One more token of the request is there."""
+        self.policy.on_tokens(request, 1, self.view)
+
+    def finish(self, request: Request, reason: FinishReason, *, keep: bool = True) -> None:
+        """Ends a request at any stage. What it computed goes to the cache, unless `keep` says it can't be trusted."""
+        if request.id in self.running:
+            self.memory.release(request, keep=keep, ended=True)
+            del self.running[request.id]
+        else:
+            del self.waiting[request.id]
+        request.status = Status.FINISHED
+        request.finish_reason = reason
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self.estimate.on_finish(request)
+        self.policy.on_done(request, self.view)
+        self._decide("finish", request.id, request.output_tokens, text=reason.value)
+
+    # ---- one pass
+
+    def schedule(self, step: int, now: float) -> Batch:
+        """Builds the step's batch. Every row's pages are there and locked when it returns."""
+        self.step = self.memory.step = step
+        self.view.now = self.memory.cache.now = now
+        self.estimate.on_step()
+        self.n_cached_in_pass = 0
+        preempted = self._preempt()
+        rows: list[Row] = []
+        while True:
+            budget = self._continue(rows)
+            if not preempted:
+                self._admit(rows, budget)
+            if rows or not self.running:
+                break
+            self._preempt_one(next(reversed(self.running.values())))  # prompts under way block one another
+            preempted = True
+        for row in rows:
+            self._decide("row", row.request.id, row.start, row.n_new)
+        return Batch(step, tuple(rows), prefix_groups(rows))
+
+    def _continue(self, rows: list[Row]) -> int:
+        """Rows of the running requests: decodes, then prompts under way. Returns what is left of the budget."""
+        budget = self.limits.max_batch_tokens
+        prompts: list[Request] = []
+        for request in self.running.values():
+            if request.n_tokens - request.n_computed > 1 or request.output_tokens == 0:
+                prompts.append(request)
+            elif self.memory.grow(request, request.n_tokens):
+                rows.append(self._row(request, 1))
+                budget -= 1
+        for request in prompts:
+            if budget <= 0:
+                break
+            start = request.n_computed
+            self._count_cached(request, start, start + self.memory.extend(request))
+            budget -= self._prefill(request, rows, budget)
+        return budget
+
+    def _prefill(self, request: Request, rows: list[Row], budget: int) -> int:
+        """A row for the next chunk of the request's prompt. Returns its tokens; 0 when there is no memory for any."""
+        left = request.n_tokens - request.n_computed
+        n = left
+        if left > 1 or budget < left:
+            n = self.policy.chunk(request, budget, self.view)
+            if not 1 <= n <= budget:
+                raise PolicyError(
+                    f"{type(self.policy).__name__}.chunk() gave {n} tokens; it must be from 1 to the budget of {budget}"
+                )
+            n = min(n, left)
+        held = request.n_pages * self.memory.page_size - request.n_computed
+        n = min(n, held + self.memory.available)
+        if n < left:  # end on a page border, so that the next chunk can join what others cache meanwhile
+            ragged = (request.n_computed + n) % self.memory.page_size
+            n -= ragged if ragged < n else 0
+        if n <= 0 or not self.memory.grow(request, request.n_computed + n):
+            return 0
+        rows.append(self._row(request, n))
+        return n
+
+    def _row(self, request: Request, n: int) -> Row:
+        start = request.n_computed
+        end = start + n
+        again = min(end, request.n_ever_computed) - start
+        if again > 0:
+            request.n_recomputed += again
+            self.recomputed_tokens += again
+        request.n_computed = end
+        request.n_ever_computed = max(request.n_ever_computed, end)
+        if start < request.prompt_tokens:
+            self.memory.publish(request, min(end, request.prompt_tokens))
+        return Row(request, start, n, sample=end == request.n_tokens and request.max_tokens > request.output_tokens)
+
+    def _admit(self, rows: list[Row], budget: int) -> None:
+        if not self.waiting or budget <= 0:
+            return
+        memory = self.memory
+        reserved = sum(self._still_needs(request) for request in self.running.values())
+        yielded = 0
+        for request in self.policy.order(tuple(self.waiting.values()), self.view):
+            if self.waiting.get(request.id) is not request:
+                raise PolicyError(
+                    f"{type(self.policy).__name__}.order() yielded request {request.id}, which isn't waiting (any more)"
+                )
+            yielded += 1
+            if budget <= 0 or len(self.running) >= self.limits.max_running:
+                break
+            match = memory.match(request)
+            needs = memory.whole_pages(request.n_tokens - match.n_tokens + self.estimate.remaining(request))
+            if self.running and needs + reserved > memory.available - memory.unlocked_in(match):
+                break
+            n_cached = self._start(request, match)
+            n = self._prefill(request, rows, budget)
+            budget -= n
+            reserved += self._still_needs(request)
+            self.policy.on_scheduled(request, n, n_cached, self.view)
+        if not yielded and not self.running:
+            raise PolicyError(
+                f"{type(self.policy).__name__}.order() yielded none of {len(self.waiting)} waiting requests while "
+                "nothing runs: nothing could ever happen"
+            )
+
+    def _start(self, request: Request, match: Match) -> int:
+        del self.waiting[request.id]
+        self.running[request.id] = request
+        request.status = Status.RUNNING
+        if request.admitted_at is None:
+            request.admitted_at = self.view.now
+        self.memory.admit(request, match)
+        self._decide("admit", request.id, match.n_tokens)
+        return self._count_cached(request, 0, match.n_tokens)
+
+    def _count_cached(self, request: Request, start: int, end: int) -> int:
+        """Counts prompt tokens found in the cache that the request never computed itself."""
+        n = max(0, min(end, request.prompt_tokens) - max(start, request.n_ever_computed))
+        request.n_cached += n
+        self.n_cached_in_pass += n
+        request.n_ever_computed = max(request.n_ever_computed, end)
+        return n
+
+    def _still_needs(self, request: Request) -> int:
+        """Tokens of new pages that a running request is expected to take yet."""
+        total = request.n_tokens + self.estimate.remaining(request)
+        return self.memory.whole_pages(total) - request.n_pages * self.memory.page_size
+
+    # ---- giving way
+
+    def _preempt(self) -> bool:
+        """Asks the policy who gives way, until the decodes of this step have their pages. True if somebody did."""
+        if not self.running:
+            return False
+        before = self.preemptions
+        need = self._missing()
+        running, waiting = tuple(self.running.values()), tuple(self.waiting.values())
+        for victim in self.policy.preempt(running, waiting, max(0, need), self.view):
+            if self.running.get(victim.id) is not victim:
+                raise PolicyError(
+                    f"{type(self.policy).__name__}.preempt() yielded request {victim.id}, which isn't running (any more)"
+                )
+            self._preempt_one(victim)
+            if need > 0 and (need := self._missing()) <= 0:
+                break
+        while self._missing() > 0:  # the policy named too few
+            self._preempt_one(next(reversed(self.running.values())))
+        return self.preemptions > before
+
+    def _missing(self) -> int:
+        """Tokens that the decodes of this step lack."""
+        page = self.memory.page_size
+        wanted = sum(
+            page
+            for request in self.running.values()
+            if request.n_tokens - request.n_computed == 1 and request.n_tokens > request.n_pages * page
+        )
+        return wanted - self.memory.available
+
+    def _preempt_one(self, request: Request) -> None:
+        """Back to the head of the queue; what it computed goes to the cache, so little of it is computed again."""
+        self._decide("preempt", request.id, request.n_computed)
+        self.memory.release(request, keep=True, ended=False)
+        del self.running[request.id]
+        request.status = Status.WAITING
+        request.preemptions += 1
+        self.waiting = {request.id: request, **self.waiting}
+        self.preemptions += 1
+        self.estimate.on_preemption()
+
+    def _decide(self, kind: str, request: int, a: int = 0, b: int = 0, text: str = "") -> None:
+        self.log.add(Event(self.step, self.view.now, "decision", kind, request, a, b, (), text))

@@ -1,0 +1,37 @@
+"""What every test may use. Real data and models are used where they are found, never needed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+for variable, folder in (("RADIXLAB_DATA", "data"), ("RADIXLAB_MODELS", "models")):
+    beside = REPOSITORY.parent / "shared" / folder
+    if not os.environ.get(variable) and beside.is_dir():
+        os.environ[variable] = str(beside)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+torch.set_num_threads(1)
+
+
+def _folder(variable: str) -> Path:
+    path = os.environ.get(variable)
+    if not path:
+        pytest.skip(f"{variable} isn't set: no real data on this machine")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the real data sets."""
+    return _folder("RADIXLAB_DATA")
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The folder with the trained models."""
+    return _folder("RADIXLAB_MODELS")
