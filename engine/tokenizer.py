@@ -1,0 +1,208 @@
+"""Text to token ids and back. What `decode` gives is defined by the bytes of each token, so it can be streamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.builtin_text import TEXT
+from engine.byte_pair import BytePairTokenizer, train
+
+BUILTIN_VOCAB = 512
+_SPECIALS = ("<unk>", "<s>", "</s>")
+_BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|startoftext|>")
+_EOS_NAMES = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_end|>")
+_HUB_TIMEOUT_S = 5
+_HUB_FILES = ("*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.jinja")
+
+
+class TokenizerError(ValueError):
+    """The tokenizer can't be loaded, or can't be used here. The message says which one, why, and what to do."""
+
+
+class Tokenizer(Protocol):
+    """Text and token ids.
+
+    The text of ids is `b"".join(token_bytes(i) for i in ids)`, without its first byte where that is a space and
+    `strips_leading_space` is set, decoded as UTF-8 with U+FFFD for what is no UTF-8.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids go from 0 to vocab_size - 1."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that steer and have no text."""
+
+    @property
+    def strips_leading_space(self) -> bool:
+        """Encoding puts a space before the text (sentencepiece), so decoding takes one away."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def token_bytes(self, token: int) -> bytes:
+        """What the token adds to the text, UTF-8; perhaps a part of a character. Empty for special and unknown ids."""
+
+
+def decode_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """The text of `ids`, by the law that `Tokenizer` states."""
+    text = b"".join(map(tokenizer.token_bytes, ids))
+    if tokenizer.strips_leading_space and text.startswith(b" "):
+        text = text[1:]
+    return text.decode("utf-8", errors="replace")
+
+
+@lru_cache(maxsize=1)
+def builtin_tokenizer() -> BytePairTokenizer:
+    """The tokenizer of the named shape `tiny`: 512 byte-level tokens, `<s>` is 1, `</s>` is 2. Needs no file."""
+    merges = train(TEXT, BUILTIN_VOCAB - len(_SPECIALS) - 256)
+    return BytePairTokenizer(merges, _SPECIALS, bos="<s>", eos="</s>")
+
+
+class HFTokenizer:
+    """A tokenizer of the `transformers` library, byte-level (GPT-2, Llama 3, Qwen) or sentencepiece-like (Llama 2)."""
+
+    def __init__(self, fast: Any, eos_token_ids: Sequence[int], bos_token_id: int | None, name: str) -> None:
+        """fast: a `tokenizers.Tokenizer`. Raises TokenizerError when its decoder is of another kind."""
+        self.name = name
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.bos_token_id = bos_token_id
+        self._fast = fast
+        fast.no_truncation()
+        fast.no_padding()
+        vocab: dict[str, int] = fast.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values(), default=-1) + 1
+        self.special_ids = frozenset(i for i, token in fast.get_added_tokens_decoder().items() if token.special)
+        decoder = json.loads(fast.to_str())["decoder"]
+        kinds = _decoder_kinds(decoder)
+        self._bytes = [b""] * self.vocab_size
+        if "ByteLevel" in kinds:
+            self.strips_leading_space = False
+            table = _byte_level_table()
+            for token, i in vocab.items():
+                known = all(char in table for char in token)
+                self._bytes[i] = bytes(table[char] for char in token) if known else token.encode()
+        elif "Metaspace" in kinds or "ByteFallback" in kinds:
+            self.strips_leading_space = _strips(decoder)
+            for token, i in vocab.items():
+                byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
+                self._bytes[i] = bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+        else:
+            raise TokenizerError(
+                f"the tokenizer {name} has the decoder {kinds or None}: only byte-level and sentencepiece-like ones "
+                "(with ByteLevel, Metaspace or ByteFallback) can be streamed exactly; take a model of the Llama kind"
+            )
+        for i in self.special_ids:
+            self._bytes[i] = b""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return decode_bytes(self, ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._bytes[token] if 0 <= token < len(self._bytes) else b""
+
+
+def load_tokenizer(path_or_name: str | Path) -> HFTokenizer:
+    """A tokenizer from a Hugging Face folder, a lone `tokenizer.json`, or the hub. No remote code is run.
+
+    Raises TokenizerError when it can't be found, read or used.
+    """
+    name = str(path_or_name)
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        return _from_file(path)
+    if path.is_dir():
+        return _from_folder(path, name)
+    if path.is_absolute() or name.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise TokenizerError(f"no tokenizer at {name}: give a Hugging Face folder, a tokenizer.json or a hub name")
+    return _from_folder(_download(name), name)
+
+
+def _from_file(path: Path) -> HFTokenizer:
+    from tokenizers import Tokenizer as Fast
+
+    try:
+        fast = Fast.from_file(str(path))
+    except Exception as error:
+        raise TokenizerError(f"{path} is not a tokenizer.json that can be read: {error}") from error
+    eos = [i for i in map(fast.token_to_id, _EOS_NAMES) if i is not None]
+    bos = [i for i in map(fast.token_to_id, _BOS_NAMES) if i is not None]
+    return HFTokenizer(fast, eos, bos[0] if bos else None, str(path))
+
+
+def _from_folder(folder: Path, name: str) -> HFTokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        slow_or_fast = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        fast = slow_or_fast.backend_tokenizer
+    except Exception as error:
+        raise TokenizerError(
+            f"the tokenizer in {name} can't be read: {error}; the folder needs a sound tokenizer.json "
+            "(and tokenizer_config.json), as transformers' save_pretrained writes them"
+        ) from error
+    eos = [slow_or_fast.eos_token_id] if slow_or_fast.eos_token_id is not None else []
+    for file in ("generation_config.json", "config.json"):
+        eos += _eos_ids(folder / file)
+    return HFTokenizer(fast, tuple(dict.fromkeys(eos)), slow_or_fast.bos_token_id, name)
+
+
+def _eos_ids(file: Path) -> list[int]:
+    """`eos_token_id` of a model's config: a number, a list or nothing."""
+    if not file.is_file():
+        return []
+    try:
+        value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except ValueError as error:
+        raise TokenizerError(f"{file} is not JSON: {error}") from error
+    return list(value) if isinstance(value, list) else [value] if isinstance(value, int) else []
+
+
+def _download(name: str) -> Path:
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(_HUB_TIMEOUT_S))
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(_HUB_TIMEOUT_S))
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), etag_timeout=_HUB_TIMEOUT_S))
+    except Exception as error:
+        raise TokenizerError(
+            f"no tokenizer {name!r}: there is no such folder, and the hub gave {type(error).__name__}: {error}; "
+            "give the path of a Hugging Face folder or of a tokenizer.json"
+        ) from error
+
+
+def _decoder_kinds(decoder: dict[str, Any] | None) -> list[str]:
+    if decoder is None:
+        return []
+    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    return [part["type"] for part in parts]
+
+
+def _strips(decoder: dict[str, Any]) -> bool:
+    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    return any(
+        (part["type"] == "Strip" and part["content"] == " " and part["start"] > 0)
+        or (part["type"] == "Metaspace" and part.get("prepend_scheme", "always") != "never")
+        for part in parts
+    )
+
+
+def _byte_level_table() -> dict[str, int]:
+    """The character that byte-level BPE writes for each byte (GPT-2, `bytes_to_unicode`), turned round."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
