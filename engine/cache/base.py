@@ -28,7 +28,7 @@ class Match(NamedTuple):
     """Tokens used of the last node of `path`."""
 
     def pages(self) -> Pages:
-        """The pages of the matched tokens, in order: int32 [n_tokens // page_size]."""
+        """The pages of the matched tokens, in order: int32 [n_tokens // page_size]. To be asked before `acquire`."""
         if not self.path:
             return np.empty(0, np.int32)
         parts = [node.pages for node in self.path[:-1]]
@@ -84,7 +84,9 @@ class Cache(Protocol):
     """Tokens inserted again after they had been evicted, so far."""
     now: float
     """Logical time, seconds; the scheduler sets it once a step. Policies see it as `ctx.now`."""
-    ctx: Ctx
+
+    @property
+    def ctx(self) -> Ctx: ...
 
     def match(self, key: Tokens, namespace: str, limit: int) -> Match:
         """Longest cached prefix of `key[:limit]`, in whole pages. No side effects of any kind."""

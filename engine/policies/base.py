@@ -1,21 +1,30 @@
 """The plugin interfaces: what a policy is told, what it may ask, what it decides.
 
 Standard library only. Every hook has a default, so a policy writes only what it needs.
-A policy never decides what *may* be evicted (an unlocked leaf, from its end, page by page): that is the engine's business.
+A policy never decides what *may* be evicted (an unlocked leaf, from its end, page by page): that is the engine's
+business.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
+
+
+class PolicyError(RuntimeError):
+    """A policy can't be made, broke its contract, or raised. The message names the policy and the hook."""
+
+
+def broken(policy: object, hook: str, what: str) -> PolicyError:
+    """The error for a policy whose `hook` did `what`."""
+    return PolicyError(f"policy {type(policy).__module__}.{type(policy).__qualname__}: {hook}: {what}")
 
 
 class Node(Protocol):
     """One edge of the tree. A policy writes only `slot`."""
 
     id: int
-    parent: Node | None
     n_children: int
     locks: int
     """Requests that hold the node itself, plus children that are locked."""
@@ -23,8 +32,13 @@ class Node(Protocol):
     """Tokens before it on its path."""
     n_tokens: int
     """Tokens in it. A node never grows: new tokens are a new child."""
-    page_keys: Sequence[int]
-    """Chain hash of each page: the same before and after a split, an eviction and a return (ghost lists need it)."""
+
+    @property
+    def parent(self) -> Node | None: ...
+    @property
+    def page_keys(self) -> Sequence[int]:
+        """Chain hash of each page: the same after a split, an eviction and a return (ghost lists need it)."""
+
     inserted_seq: int
     used_seq: int
     inserted_at: float
@@ -44,14 +58,22 @@ class Leaves(Protocol):
 class Ctx(Protocol):
     """What the cache tells a policy about the moment it is asked in."""
 
-    now: float
-    """Logical time, seconds."""
-    seq: int
-    """Number of the cache event that is going on."""
-    rng: random.Random
-    page_size: int
-    capacity_tokens: int
-    cached_tokens: int
+    @property
+    def now(self) -> float:
+        """Logical time, seconds."""
+
+    @property
+    def seq(self) -> int:
+        """Number of the cache event that is going on."""
+
+    @property
+    def rng(self) -> random.Random: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def capacity_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
 
     def leaves(self) -> Leaves:
         """Evictable at this moment."""
@@ -131,7 +153,7 @@ class EvictionPolicy:
     """Which evictable leaf goes first.
 
     `order` says how the engine finds the smallest key:
-      - "lazy": `key(node)` never decreases while the node lives; the engine keeps a heap and asks again at the top only;
+      - "lazy": `key(node)` never decreases while the node lives; the engine keeps a heap and asks at its top only;
       - "rekey": `keys(nodes)` for all candidates at each choice (normalised scores);
       - "own": the policy keeps its own queue and yields from `victims`.
     The engine appends `(used_seq, -start, id)` to every key: no tie is left to chance.
@@ -170,7 +192,10 @@ class EvictionPolicy:
         return node.n_tokens
 
     def victims(self, need: int, request: RequestView | None, ctx: Ctx) -> Iterator[Node]:
-        """ "own" only, a conversation: the engine evicts what is yielded before it asks for the next, may stop at any yield."""
+        """ "own" only, a conversation: the engine evicts what is yielded before it asks for the next.
+
+        It may stop at any yield. To end while `ctx.leaves()` has nodes left is an error.
+        """
         raise NotImplementedError(f"{type(self).__name__} has order='own' and must define victims()")
 
 
@@ -184,16 +209,25 @@ class RetentionPolicy:
 class ScheduleView(Protocol):
     """What a schedule policy may ask of the engine at a pass."""
 
-    now: float
-    rng: random.Random
-    page_size: int
-    free: int
-    """Tokens that no request and no cached prefix holds."""
-    evictable: int
-    """Cached tokens that could be evicted now."""
-    running: Sequence[RequestView]
-    clients: Sequence[str]
-    """Clients with a waiting or running request."""
+    @property
+    def now(self) -> float: ...
+    @property
+    def rng(self) -> random.Random: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def free(self) -> int:
+        """Tokens that no request and no cached prefix holds."""
+
+    @property
+    def evictable(self) -> int:
+        """Cached tokens that could be evicted now."""
+
+    @property
+    def running(self) -> Sequence[RequestView]: ...
+    @property
+    def clients(self) -> Sequence[str]:
+        """Clients with a waiting or running request."""
 
     def match(self, request: RequestView) -> int:
         """Tokens of the request's prompt that are cached now. Touches nothing."""
@@ -227,7 +261,10 @@ class SchedulePolicy:
     def preempt(
         self, running: Sequence[RequestView], waiting: Sequence[RequestView], need: int, view: ScheduleView
     ) -> Iterator[RequestView]:
-        """Asked at every pass; `need` is the tokens missing, 0 when memory suffices. The engine stops asking when it has enough."""
+        """Asked at every pass; `need` is the tokens missing, 0 when memory suffices.
+
+        The engine stops asking when it has enough.
+        """
         if need > 0:
             yield from reversed(running)
 

@@ -1,0 +1,68 @@
+"""Calls into an eviction policy. Whatever goes wrong in there is reported with the policy's name and the hook's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from engine.policies.base import EvictionPolicy, PolicyError, broken
+
+
+def guarded(policy: object, hook: str) -> Callable[..., Any]:
+    """The hook, with any exception turned into a PolicyError."""
+    call = getattr(policy, hook)
+
+    def run(*args: Any) -> Any:
+        try:
+            return call(*args)
+        except PolicyError:
+            raise
+        except Exception as error:
+            raise broken(policy, hook, f"raised {type(error).__name__}: {error}") from error
+
+    return run
+
+
+def overrides(policy: EvictionPolicy, hook: str) -> bool:
+    return hook in vars(policy) or getattr(type(policy), hook) is not getattr(EvictionPolicy, hook)
+
+
+class Hooks:
+    """An eviction policy's hooks; None for those it leaves alone, so that they cost nothing."""
+
+    def __init__(self, policy: EvictionPolicy) -> None:
+        def hook(name: str) -> Callable[..., Any] | None:
+            return guarded(policy, name) if overrides(policy, name) else None
+
+        self.policy = policy
+        self.on_miss = hook("on_miss")
+        self.on_insert = hook("on_insert")
+        self.on_hit = hook("on_hit")
+        self.on_split = hook("on_split")
+        self.on_evict = hook("on_evict")
+        self.on_done = hook("on_done")
+        self.on_hint = hook("on_hint")
+        self.take = hook("take")
+        self.key = guarded(policy, "key")
+        self.keys = guarded(policy, "keys")
+
+    def victims(self, *args: Any) -> Iterator[Any]:
+        """The policy's own conversation, guarded at every step."""
+        start, policy = guarded(self.policy, "victims"), self.policy
+        source = start(*args)
+        try:
+            step = source.__next__
+        except AttributeError:
+            raise broken(
+                policy, "victims", f"returned {source!r}, which isn't an iterator: write it with yield"
+            ) from None
+        while True:
+            try:
+                node = step()
+            except StopIteration:
+                return
+            except PolicyError:
+                raise
+            except Exception as error:
+                raise broken(policy, "victims", f"raised {type(error).__name__}: {error}") from error
+            yield node
