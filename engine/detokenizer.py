@@ -1,4 +1,4 @@
-"""The text of an output as it grows: final piece by piece, no character split, cut exactly before the first stop string."""
+"""The text of an output as it grows: no character split, nothing taken back, cut just before the first stop string."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class IncrementalDetokenizer:
 
 
 class OutputText:
-    """Push the output's tokens until `stop_match` is set or the output is over, then `finish`.
+    """Push the output's tokens until `stopped_by` is set or the output is over, then `flush`.
 
     After each token the text so far is looked at, as a reader would who sees it grow token by token. A stop string
     counts when the token that completed it was number `min_tokens` of the output or a later one. Of several that the
@@ -70,7 +70,7 @@ class OutputText:
         self._released: list[str] = []
         self._held = ""
         """The longest end of the text that may be the beginning of a stop string."""
-        self.stop_match: str | None = None
+        self.stopped_by: str | None = None
         """The stop string that ended the text."""
 
     @property
@@ -83,14 +83,14 @@ class OutputText:
 
         Raises RuntimeError after a stop string.
         """
-        if self.stop_match is not None:
-            raise RuntimeError(f"the output ended with the stop string {self.stop_match!r}: no token can follow")
+        if self.stopped_by is not None:
+            raise RuntimeError(f"the output ended with the stop string {self.stopped_by!r}: no token can follow")
         self._n_tokens += 1
         return self._grow(self._detokenizer.push(token))
 
-    def finish(self) -> str:
+    def flush(self) -> str:
         """The rest of the text, when the output ended for another reason than a stop string (else nothing is left)."""
-        if self.stop_match is not None:
+        if self.stopped_by is not None:
             return ""
         released = self._grow(self._detokenizer.flush())
         rest, self._held = self._held, ""
@@ -104,8 +104,8 @@ class OutputText:
         if self._n_tokens >= self._min_tokens:
             cut = self._first_stop(window, len(self._held))
             if cut is not None:
-                window, self.stop_match = window[: cut[0]], cut[1]
-        safe = len(window) if self.stop_match is not None else self._earliest_beginning(window)
+                window, self.stopped_by = window[: cut[0]], cut[1]
+        safe = len(window) if self.stopped_by is not None else self._earliest_beginning(window)
         self._held = window[safe:]
         self._released.append(window[:safe])
         return window[:safe]
