@@ -21,6 +21,8 @@ class EngineConfig:
     model_seed: int = 0
     tokenizer: str | None = None
     """Path or hub name; None: the model's own, or the built-in one for named shapes."""
+    max_context: int | None = None
+    """Longest prompt + output, tokens; None: the model's own."""
     page_size: int = 1
     """Tokens of a page of the KV pool."""
     pool_tokens: int | None = None

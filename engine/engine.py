@@ -25,7 +25,7 @@ from engine.policies.base import CostModel, Hint, Reject, RetryAt
 from engine.policies.registry import make_policy
 from engine.request import FinishReason, Request, RequestError, SamplingParams, Status, TokenLogprob
 from engine.scheduler import Limits, Scheduler
-from engine.tokenizer import Tokenizer
+from engine.tokenizer import Tokenizer, builtin_tokenizer, load_tokenizer
 
 
 class Engine:
@@ -343,7 +343,10 @@ class Engine:
         text = self._texts.get(request.id)
         if text is None:
             text = self._texts[request.id] = OutputText(
-                self.tokenizer, request.key.tolist(), stop=request.params.stop, min_tokens=request.params.min_tokens
+                self.tokenizer,
+                request.key[-16:].tolist(),
+                stop=request.params.stop,
+                min_tokens=request.params.min_tokens,
             )
         text.push(token)
         return text.stopped_by
@@ -353,7 +356,7 @@ class Engine:
             return
         text = self._texts.pop(request.id, None)
         if text is None:
-            text = OutputText(self.tokenizer, request.key.tolist(), stop=(), min_tokens=0)
+            text = OutputText(self.tokenizer, request.key[-16:].tolist())
             output = request.output
             for token in output[:-1] if isinstance(request.stop_match, int) else output:
                 text.push(token)
@@ -502,13 +505,25 @@ def _add_prompt_logprobs(row: Row, found: tuple[TokenLogprob, ...]) -> None:
     request.n_scored = max(request.n_scored, first + row.n_scored)
 
 
+def _tokenizer(config: EngineConfig) -> Tokenizer:
+    """The one that is named; else the model folder's own; else, for random weights, the built-in one."""
+    if config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
+    from engine.models.shapes import SHAPES
+
+    return builtin_tokenizer() if config.model in SHAPES else load_tokenizer(config.model)
+
+
 def make_engine(config: EngineConfig, *, clock: Clock | None = None) -> Engine:
-    """An engine on this machine's hardware for `config.model`. Imports torch; raises ModelError, ConfigError, PolicyError."""
+    """An engine on this machine's hardware for `config.model`. Imports torch.
+
+    Raises ModelError, TokenizerError, PolicyError or ConfigError.
+    """
     from engine.executor.cpu import CpuExecutor, default_pool_tokens
     from engine.models import load_model
 
-    model = load_model(config.model, dtype=config.dtype, seed=config.model_seed)
-    tokenizer = tokenizer_for(config)
+    model = load_model(config.model, config.dtype, config.model_seed, max_context=config.max_context)
+    tokenizer = _tokenizer(config)
     pool_tokens = (
         config.pool_tokens if config.pool_tokens is not None else default_pool_tokens(model.config, model.dtype)
     )

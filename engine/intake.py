@@ -40,8 +40,8 @@ class Intake:
         self._check_ids("stop_token_ids", params.stop_token_ids)
         if params.prompt_logprobs is not None and params.prompt_logprobs_start >= len(key):
             raise RequestError(
-                f"prompt_logprobs_start={params.prompt_logprobs_start} leaves nothing to score in a prompt of {len(key)} "
-                f"tokens: it must be at most {len(key) - 1}"
+                f"prompt_logprobs_start={params.prompt_logprobs_start} leaves nothing to score in a prompt of "
+                f"{len(key)} tokens: it must be at most {len(key) - 1}"
             )
         if params.stop and self._tokenizer is None and not self._text_is_recorded:
             raise RequestError("stop strings need a tokenizer and this engine has none: use stop_token_ids")

@@ -249,7 +249,8 @@ class Scheduler:
         for victim in self.policy.preempt(running, waiting, max(0, need), self.view):
             if self.running.get(victim.id) is not victim:
                 raise PolicyError(
-                    f"{type(self.policy).__name__}.preempt() yielded request {victim.id}, which isn't running (any more)"
+                    f"{type(self.policy).__name__}.preempt() yielded request {victim.id}, which isn't running "
+                    "(any more)"
                 )
             self._preempt_one(victim)
             if need > 0 and (need := self._missing()) <= 0:

@@ -1,0 +1,117 @@
+"""An engine without a model whose KV pool can be checked slot by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.executor.base import Batch, StepResult
+from engine.request import TokenLogprob
+
+POISON = np.uint64(0xDEAD)
+
+
+def prefix_hashes(tokens: np.ndarray) -> np.ndarray:
+    """uint64 [tokens]: at i a number made of tokens[: i + 1]."""
+    with np.errstate(over="ignore"):
+        position = np.arange(1, len(tokens) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (tokens.astype(np.uint64) + np.uint64(11)) * (position | np.uint64(1))
+        mixed ^= mixed >> np.uint64(29)
+        return np.cumsum(mixed * np.uint64(0xBF58476D1CE4E5B9), dtype=np.uint64)
+
+
+class HashExecutor:
+    """KV of a token is a number made of its whole prefix; the next token is made of the last one's KV.
+
+    Every launch checks that each row reads exactly the KV that its own tokens have.
+    """
+
+    device = "none"
+
+    def __init__(self, *, n_pages: int, page_size: int, vocab_size: int = 7, max_context: int = 10_000) -> None:
+        self.n_pages, self.page_size = n_pages, page_size
+        self.vocab_size, self.max_context = vocab_size, max_context
+        self.kv = np.full(n_pages * page_size, POISON)
+        self.batches: list[Batch] = []
+        self.computed_tokens = 0
+        self.fail_at: set[int] = set()
+        self.bad_requests: set[int] = set()
+
+    def next_token(self, tokens: np.ndarray) -> int:
+        return int(prefix_hashes(tokens)[-1] >> np.uint64(33)) % self.vocab_size
+
+    def slots(self, request: Any, end: int) -> np.ndarray:
+        at = np.arange(end)
+        return request.pages[at // self.page_size].astype(np.int64) * self.page_size + at % self.page_size
+
+    def launch(self, batch: Batch) -> Batch:
+        self.batches.append(batch)
+        for row in batch.rows:
+            end = row.start + row.n_new
+            assert row.n_new >= 1
+            assert end <= row.request.n_tokens
+            slots = self.slots(row.request, end)
+            self.kv[slots[row.start :]] = prefix_hashes(row.request.tokens[:end])[row.start :]
+            self.computed_tokens += row.n_new
+        if batch.step in self.fail_at:
+            raise RuntimeError("the device hiccuped")
+        for row in batch.rows:
+            end = row.start + row.n_new
+            found = self.kv[self.slots(row.request, end)]
+            assert (found == prefix_hashes(row.request.tokens[:end])).all(), (
+                "a row reads KV that isn't its own prefix's"
+            )
+        for group in batch.prefix_groups:
+            first = self.slots(batch.rows[group.rows[0]].request, group.n_tokens)
+            for i in group.rows:
+                assert batch.rows[i].start >= group.n_tokens
+                assert (self.slots(batch.rows[i].request, group.n_tokens) == first).all()
+        return batch
+
+    def sample(self, pending: Batch, masks: Any) -> Batch:
+        return pending
+
+    def collect(self, pending: Batch) -> StepResult:
+        tokens: list[int | None] = []
+        scored = []
+        for row in pending.rows:
+            request = row.request
+            output, forced = request.output_tokens, request.params.forced_output
+            token = forced[output] if forced is not None else self.next_token(request.tokens[: request.n_tokens])
+            tokens.append(token if row.sample else None)
+            first = row.logit_start + 1
+            scored.append(
+                tuple(
+                    TokenLogprob(int(t), -float(i))
+                    for i, t in enumerate(request.key[first : first + row.n_scored], first)
+                )
+            )
+        n = len(pending.rows)
+        errors = tuple("bad logits" if row.request.id in self.bad_requests else None for row in pending.rows)
+        return StepResult(tuple(tokens), (None,) * n, tuple(scored), errors, 0.001)
+
+
+def make(*, pool_tokens: int = 64, executor: dict[str, Any] | None = None, **config: Any) -> Engine:
+    """An engine over a HashExecutor that poisons the KV of every page that is given back."""
+    settings = EngineConfig(**{"max_batch_tokens": 16, "max_running": 8, "pool_tokens": pool_tokens, **config})
+    hashed = HashExecutor(n_pages=pool_tokens // settings.page_size, page_size=settings.page_size, **(executor or {}))
+    engine = Engine(hashed, None, settings)
+    free = engine.memory.pool.free
+
+    def poison(pages: np.ndarray) -> None:
+        free(pages)
+        for page in pages:
+            hashed.kv[int(page) * settings.page_size : (int(page) + 1) * settings.page_size] = POISON
+
+    engine.memory.pool.free = poison  # type: ignore[method-assign]
+    return engine
+
+
+@pytest.fixture
+def hash_engine() -> Callable[..., Engine]:
+    return make

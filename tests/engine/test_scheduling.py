@@ -1,0 +1,286 @@
+"""What the engine promises of a step, each in a case small enough to follow by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from engine.config import ConfigError, EngineConfig
+from engine.engine import Engine
+from engine.policies.base import Reject, RequestView, RetryAt, SchedulePolicy
+from engine.policies.registry import PolicyError
+from engine.request import FinishReason, RequestError, SamplingParams, Status
+
+HashEngine = Callable[..., Engine]
+ONE = SamplingParams(max_tokens=1)
+
+
+def rows(engine: Engine, step: int) -> list[tuple[int, int, int]]:
+    executor: Any = engine.executor
+    return [(row.request.id, row.start, row.n_new) for row in executor.batches[step].rows]
+
+
+def test_waiting_requests_share_an_uncached_prefix_in_the_very_step_that_computes_it(hash_engine: HashEngine) -> None:
+    engine = hash_engine(max_batch_tokens=64)
+    prefix = [1, 2, 3, 4, 5]
+    for tail in ([0, 1], [2, 2], [6]):
+        engine.add(prefix + tail, ONE)
+    done = engine.step()
+    assert len(done) == 3
+    assert sum(n for _, _, n in rows(engine, 0)) == 5 + 2 + 2 + 1
+    assert sorted(request.n_cached for request in done) == [0, 5, 5]
+
+
+def test_with_the_cache_off_nothing_is_shared(hash_engine: HashEngine) -> None:
+    engine = hash_engine(max_batch_tokens=64, cache="none")
+    results = engine.generate([[1, 2, 3, 4]] * 3, ONE)
+    assert [request.n_cached for (request,) in results] == [0, 0, 0]
+    assert engine.memory.cache.cached_tokens == 0
+    assert engine.memory.pool.n_free == engine.memory.pool.n_pages
+
+
+def test_the_last_prompt_token_is_always_computed(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+    engine.generate([[1, 2, 3, 4]], ONE)
+    ((again,),) = engine.generate([[1, 2, 3, 4]], ONE)
+    assert again.n_cached == 3
+
+
+def test_a_long_prompt_is_chunked_and_decodes_go_on_beside_it(hash_engine: HashEngine) -> None:
+    engine = hash_engine(max_batch_tokens=4, max_running=4)
+    (short,) = engine.add([1], SamplingParams(max_tokens=6))
+    engine.step()
+    (long,) = engine.add([2] * 10, ONE)
+    while not long.finished:
+        engine.step()
+    assert [rows(engine, i) for i in range(1, 5)] == [
+        [(short.id, 1, 1), (long.id, 0, 3)],
+        [(short.id, 2, 1), (long.id, 3, 3)],
+        [(short.id, 3, 1), (long.id, 6, 3)],
+        [(short.id, 4, 1), (long.id, 9, 1)],
+    ]
+
+
+def test_namespaces_never_share(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+    engine.generate([[1, 2, 3, 4]], ONE)
+    (other,) = engine.add([1, 2, 3, 4], ONE, namespace="other")
+    engine.run()
+    assert other.n_cached == 0
+
+
+def test_samples_of_one_prompt_share_its_kv_and_differ_in_seed(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+    requests = engine.add([1, 2, 3, 4], SamplingParams(max_tokens=2, n=3, seed=10))
+    engine.run()
+    assert [request.seed for request in requests] == [10, 11, 12]
+    assert [request.n_cached for request in requests] == [0, 3, 3]
+    assert {request.siblings for request in requests} == {3}
+
+
+def test_a_full_pool_preempts_and_recomputes_little(hash_engine: HashEngine) -> None:
+    engine = hash_engine(pool_tokens=24, max_running=2)
+    for first in (1, 2):
+        engine.add([first] * 4, SamplingParams(max_tokens=16), predicted_output=1)
+    done = engine.run()
+    assert [request.output_tokens for request in done] == [16, 16]
+    assert engine.metrics.preemptions > 0
+    assert engine.metrics.recomputed_tokens < 20
+    engine.check()
+
+
+def test_admission_keeps_what_running_requests_still_need(hash_engine: HashEngine) -> None:
+    engine = hash_engine(pool_tokens=32, max_running=4)
+    requests = [engine.add([i] * 4, SamplingParams(max_tokens=12), predicted_output=12)[0] for i in range(4)]
+    engine.step()
+    assert [request.status for request in requests] == [Status.RUNNING] * 2 + [Status.WAITING] * 2
+    engine.run()
+    assert engine.metrics.preemptions == 0
+
+
+def test_abort_waiting_and_running(hash_engine: HashEngine) -> None:
+    engine = hash_engine(max_running=1)
+    (running,) = engine.add([1, 2], SamplingParams(max_tokens=9))
+    (waiting,) = engine.add([3, 4], SamplingParams(max_tokens=9))
+    engine.step()
+    engine.abort(running)
+    engine.abort(waiting)
+    assert running.finish_reason is waiting.finish_reason is FinishReason.ABORT
+    assert not engine.has_work
+    engine.abort(running)
+    engine.check()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ([], {}, "the prompt is empty"),
+        ("text", {}, "no tokenizer"),
+        ([1, 7], {}, "token id 7; the model knows ids from 0 to 6"),
+        ([1, -3], {}, "token id -3"),
+        ([[1], [2]], {}, "flat list of token ids"),
+        ([1.5], {}, "flat list of token ids"),
+        (["a"], {}, "flat list of token ids"),
+        ([1] * 60, {"max_tokens": 9}, "60 prompt tokens + max_tokens=9 = 69 is more than the KV pool of 64"),
+        ([1] * 38, {"max_tokens": 3}, "= 41 is more than the model's context of 40"),
+        ([1], {"stop": ("x",)}, "stop strings need a tokenizer"),
+        ([1], {"forced_output": (9,)}, "forced_output has token id 9"),
+        ([1, 2], {"prompt_logprobs": 0, "prompt_logprobs_start": 2}, "leaves nothing to score"),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_refused_with_a_reason(
+    hash_engine: HashEngine, prompt: Any, params: dict[str, Any], message: str
+) -> None:
+    engine = hash_engine(executor={"max_context": 40 if "context" in message else 1000})
+    with pytest.raises(RequestError, match=message.replace("+", r"\+")):
+        engine.add(prompt, SamplingParams(**{"max_tokens": 1, **params}))
+    assert not engine.has_work
+    results = engine.generate([prompt, [1, 2]], [SamplingParams(**{"max_tokens": 1, **params}), ONE])
+    assert results[0][0].finish_reason is FinishReason.ERROR
+    assert results[1][0].output_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", -1), ("max_tokens", 1.5), ("max_tokens", True), ("temperature", float("nan")), ("temperature", -1.0),
+        ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("min_p", 2.0), ("n", 0), ("repetition_penalty", 0.0),
+        ("presence_penalty", 3.0), ("frequency_penalty", float("inf")), ("stop", "x"), ("stop", ("",)),
+        ("stop_token_ids", (-1,)), ("seed", -1), ("logprobs", -1), ("min_tokens", 200), ("forced_output", ()),
+        ("temperature", "hot"),
+    ],
+)  # fmt: skip
+def test_sampling_values_that_make_no_sense_are_named(field: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"{field}=.* is not allowed: it must be"):
+        SamplingParams(**{field: value})
+
+
+def test_a_failing_step_fails_its_requests_and_no_more(hash_engine: HashEngine) -> None:
+    engine = hash_engine(max_running=1)
+    executor: Any = engine.executor
+    (first,) = engine.add([1, 2, 3], SamplingParams(max_tokens=3))
+    (second,) = engine.add([1, 2, 4], SamplingParams(max_tokens=3))
+    executor.fail_at.add(1)
+    engine.run()
+    assert first.finish_reason is FinishReason.ERROR
+    assert "the device hiccuped" in str(first.error)
+    assert second.finish_reason is FinishReason.LENGTH
+    engine.check()
+
+
+def test_a_row_with_bad_logits_fails_alone(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+    executor: Any = engine.executor
+    executor.bad_requests.add(0)
+    (bad,) = engine.add([1, 2, 3], ONE)
+    (good,) = engine.add([1, 2, 3], ONE)
+    engine.run()
+    assert (bad.finish_reason, bad.error) == (FinishReason.ERROR, "bad logits")
+    assert good.finish_reason is FinishReason.LENGTH
+    engine.check()
+
+
+def test_forced_output_comes_out_and_ends_the_request(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+    ((request,),) = engine.generate([[1, 2]], SamplingParams(max_tokens=9, forced_output=(6, 5, 4)))
+    assert request.output == [6, 5, 4]
+    assert request.finish_reason is FinishReason.STOP
+
+
+def test_scoring_shares_the_prompt_and_scores_each_continuation(hash_engine: HashEngine) -> None:
+    engine = hash_engine(max_batch_tokens=64)
+    scores = engine.score([1, 2, 3, 4, 5], [[1, 1], [2], [1, 3, 3]])
+    assert [[score.token for score in choice] for choice in scores] == [[1, 1], [2], [1, 3, 3]]
+    executor: Any = engine.executor
+    # the last prompt position is computed for each (its logits score the first token); all before it once
+    assert executor.computed_tokens == 4 + (1 + 2) + (1 + 1) + (1 + 3)
+
+
+def test_eos_and_stop_tokens_end_a_request_unless_told_otherwise(hash_engine: HashEngine) -> None:
+    engine = hash_engine(pool_tokens=400)
+    engine.eos = (0,)
+    ((plain,),) = engine.generate([[1, 2]], SamplingParams(max_tokens=100))
+    assert plain.finish_reason is FinishReason.STOP
+    assert plain.output[-1] == plain.stop_match == 0
+    ((on,),) = engine.generate([[1, 2]], SamplingParams(max_tokens=100, ignore_eos=True))
+    assert on.output_tokens == 100
+    stop = on.output[0]
+    ((short,),) = engine.generate([[1, 2]], SamplingParams(max_tokens=100, ignore_eos=True, stop_token_ids=(stop,)))
+    assert (short.output, short.stop_match) == ([stop], stop)
+
+
+class Stubborn(SchedulePolicy):
+    def order(self, waiting: Sequence[RequestView], view: Any) -> Iterator[RequestView]:
+        return iter(())
+
+
+class Confused(SchedulePolicy):
+    def order(self, waiting: Sequence[RequestView], view: Any) -> Iterator[RequestView]:
+        yield waiting[0]
+        yield waiting[0]
+
+
+class Greedy(SchedulePolicy):
+    def chunk(self, request: RequestView, budget: int, view: Any) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [(Stubborn, "yielded none of 2 waiting"), (Confused, "isn't waiting"), (Greedy, "chunk.. gave 0 tokens")],
+)
+def test_a_policy_that_breaks_the_rules_is_named(hash_engine: HashEngine, policy: type, message: str) -> None:
+    engine = hash_engine()
+    engine.scheduler.policy = policy()
+    engine.add([1, 2, 3], ONE)
+    engine.add([4, 5, 6], ONE)
+    with pytest.raises(PolicyError, match=message) as caught:
+        engine.run()
+    assert policy.__name__ in str(caught.value)
+
+
+class Picky:
+    def admit(self, request: RequestView, view: Any) -> Any:
+        if request.client == "late":
+            return RetryAt(0.05) if view.now < 0.05 else Reject("too late")
+        return Reject("no guests") if request.client == "guest" else None
+
+
+def test_admission_policies_refuse_and_defer(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+    engine.admission = Picky()  # type: ignore[assignment]
+    with pytest.raises(RequestError, match="no guests"):
+        engine.add([1], ONE, client="guest")
+    (late,) = engine.add([1], ONE, client="late")
+    assert not late.finished
+    assert engine.run() == [late]
+    assert late.error == "too late"
+    assert engine.clock.now() >= 0.05
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"page_size": 0}, "page_size=0"),
+        ({"max_running": 9, "max_batch_tokens": 8}, "max_running=9 is above"),
+        ({"pool_tokens": 3, "page_size": 4}, "holds no page"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig(**config)
+
+
+def test_retention_decides_what_enters_the_cache(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+
+    class Half:
+        def keep(self, request: RequestView, n_new: int, ctx: Any) -> int:
+            return n_new // 2
+
+    engine.memory.retention = Half()  # type: ignore[assignment]
+    engine.generate([[1] * 8], SamplingParams(max_tokens=3))
+    assert engine.memory.cache.cached_tokens == 4
+    engine.check()
