@@ -9,7 +9,7 @@ class GhostSet:
     """Keys of evicted pages. Remembers at least the last `limit` of them and at most twice as many."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._young: set[int] = set()
         self._old: set[int] = set()
 
@@ -18,7 +18,7 @@ class GhostSet:
 
     def add(self, keys: Iterable[int]) -> None:
         self._young.update(keys)
-        if len(self._young) >= self._limit:
+        if len(self._young) >= self.limit:
             self._old, self._young = self._young, set()
 
     def take(self, keys: Iterable[int]) -> int:

@@ -285,6 +285,7 @@ class PrefixStore:
     def reset(self) -> Pages:
         """Forgets everything that isn't locked, which counts as no eviction; returns its pages."""
         self.seq += 1
+        self._ghosts = GhostSet(self._ghosts.limit)
         pages = [NO_PAGES]
         while len(self.leaves):
             node = self.leaves[len(self.leaves) - 1]

@@ -8,6 +8,7 @@ from engine.cache.base import Inserted, Lock, Match, Pages
 from engine.cache.prefix_store import PrefixStore
 from engine.cache.radix_node import TOKEN_BYTES, RadixNode
 from engine.policies.base import RequestView
+from engine.policies.common_prefix import common_prefix
 from engine.request import Tokens
 
 _INT64 = np.dtype(np.int64)
@@ -18,30 +19,6 @@ def token_bytes(key: Tokens) -> bytes:
     if key.dtype is not _INT64 and key.dtype != _INT64:
         raise TypeError(f"the key is {key.dtype}; the cache takes int64 token ids: key.astype(np.int64)")
     return key.tobytes()
-
-
-def common_pages(a: bytes, at: int, b: bytes, room: int, page: int) -> int:
-    """Bytes, in whole pages of `page` bytes, that `a[at : at + room]` and `b` have in common at their start.
-
-    The first page is known to be equal. Doubling steps, then bisection, each comparison one memcmp.
-    """
-    end = min(len(b), room) // page
-    same, step = 1, 1  # pages
-    while same < end:
-        upto = min(same + step, end)
-        if not a.startswith(b[same * page : upto * page], at + same * page):
-            break
-        same, step = upto, step * 2
-    else:
-        return same * page
-    high = min(same + step, end)  # the first difference lies in pages same .. high
-    while high - same > 1:
-        middle = (same + high) // 2
-        if a.startswith(b[same * page : middle * page], at + same * page):
-            same = middle
-        else:
-            high = middle
-    return same * page
 
 
 class RadixTree(PrefixStore):
@@ -74,7 +51,7 @@ class RadixTree(PrefixStore):
                 pos += whole
                 size = whole
             else:
-                size = common_pages(data, pos, node.key, end - pos, page)
+                size = common_prefix(data, pos, node.key, end - pos, page)
                 pos += size
                 break
         return Match(pos // TOKEN_BYTES, tuple(path), size // TOKEN_BYTES)
@@ -117,7 +94,7 @@ class RadixTree(PrefixStore):
             if pos + whole <= end and data.startswith(child.key, pos):
                 pos += whole
             else:
-                size = common_pages(data, pos, child.key, end - pos, page)
+                size = common_prefix(data, pos, child.key, end - pos, page)
                 if size < whole:
                     child = self._split(child, size // TOKEN_BYTES)
                 pos += size

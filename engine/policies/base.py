@@ -112,6 +112,10 @@ class RequestView(Protocol):
     """Seconds: when it was due."""
 
     @property
+    def key(self) -> Any:
+        """The prompt: a numpy array of int64 token ids."""
+
+    @property
     def prompt_tokens(self) -> int: ...
     @property
     def output_tokens(self) -> int:
