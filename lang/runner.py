@@ -47,8 +47,9 @@ class ProgramRun:
     _greenlet: Any = None
 
     @property
-    def due(self) -> float | None:
-        return self.tags.due
+    def due(self) -> float:
+        """When it should have started; when it did, if nobody said."""
+        return self.started_at if self.tags.due is None else self.tags.due
 
     @property
     def client(self) -> str:

@@ -66,6 +66,6 @@ def _tuple_of(value: Any, kind: type, name: str, allowed: str) -> tuple[Any, ...
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The words `; did you mean 'x'?`, or nothing when nothing known is near."""
+    """The words `; did you mean 'x'?`, or just `;` when nothing known is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else ";"
