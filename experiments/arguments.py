@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -12,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import ConfigError, closest, outside_file
+from workloads.registry import workload_class
 
 
 def admit_files(arguments: Sequence[str]) -> list[str]:
@@ -33,9 +36,16 @@ def _admit(argument: str) -> str:
             choices.append(choice)
             continue
         option = f"{spec.rsplit(':', 1)[1]}_{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
-        ConfigStore.instance().store(group="workload", name=option, node={"name": spec, "data_dir": None})
+        ConfigStore.instance().store(group="workload", name=option, node={"name": spec, **_parameters(spec)})
         choices.append(option)
     return f"{name}={','.join(choices)}"
+
+
+def _parameters(spec: str) -> dict[str, Any]:
+    """What the workload's class may be given, with its defaults. Raises WorkloadError where it can't be had."""
+    parameters = inspect.signature(workload_class(spec)).parameters.values()
+    plain = (str, int, float, bool, list, type(None))
+    return {p.name: p.default for p in parameters if p.default is not p.empty and isinstance(p.default, plain)}
 
 
 def explain(error: BaseException, config: DictConfig | None = None) -> str:
@@ -51,7 +61,9 @@ def explain(error: BaseException, config: DictConfig | None = None) -> str:
         return f"can't read the argument {error.override!r}: it must look like name=value (quote special characters)"
     text = " ".join(str(error).split())
     cause = error.__cause__
-    unknown = re.search(r"Key '([^']+)' is not in struct(?: full_key: (\S+))?", text + " " + " ".join(str(cause).split()))
+    unknown = re.search(
+        r"Key '([^']+)' is not in struct(?: full_key: (\S+))?", text + " " + " ".join(str(cause).split())
+    )
     override = re.search(r"Could not override '([^']+)'", text)
     if unknown is not None:
         full = override.group(1) if override is not None else unknown.group(2) or unknown.group(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ class RunConfig:
     def policy_label(self) -> str:
         """The bundle's name, and what was overridden in it: `lru+eviction=lfu`."""
         bundle = _bundle(self.policy["name"])
-        changed = [f"{part}={label(self.policy[part])}" for part in POLICY_PARTS if self.policy[part] != bundle.get(part)]
+        changed = [
+            f"{part}={label(self.policy[part])}" for part in POLICY_PARTS if self.policy[part] != bundle.get(part)
+        ]
         for part in POLICY_PARTS:
             changed += [f"{key}={label(value)}" for key, value in sorted(self.policy[f"{part}_args"].items())]
         cache = self.engine.get("cache") or "radix"
@@ -69,10 +72,11 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """Ten hex digits: equal for equal settings and equal contents of the outside files they name."""
+        """Ten hex digits: equal for equal settings, data folder and contents of the outside files they name."""
         told = {key: value for key, value in self.settings.items() if key not in UNHASHED}
         files = {value: _digest(path) for value in _strings(told) if (path := outside_file(value)) is not None}
-        text = json.dumps([told, files], sort_keys=True, default=str)
+        data = None if self.workload_args.get("data_dir") else os.environ.get("RADIXLAB_DATA")
+        text = json.dumps([told, files, data], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @classmethod
@@ -82,7 +86,9 @@ class RunConfig:
         _known("", data, _ALLOWED)
         for group in ("workload", "policy", "model", "system", "engine"):
             if not isinstance(data.get(group), dict):
-                raise ConfigError(f"{group}={data.get(group)!r} is not a group of settings; choose one by name, e.g. {group}=NAME")
+                raise ConfigError(
+                    f"{group}={data.get(group)!r} is not a group of settings; choose one by name, e.g. {group}=NAME"
+                )
         _known("policy.", data["policy"], ("name", *POLICY_PARTS, *(f"{part}_args" for part in POLICY_PARTS)))
         _known("model.", data["model"], ("name", "path", "dtype", "seed", "tokenizer"))
         for group in ("workload", "policy", "model", "system"):
@@ -94,7 +100,9 @@ class RunConfig:
             _need(isinstance(args, dict), f"policy.{part}_args", args, f"settings, e.g. +policy.{part}_args.alpha=0.5")
             policy[f"{part}_args"] = args
         parallel, rate, repeats, seed = (data.get(key) for key in ("parallel", "rate", "repeats", "seed"))
-        _need(parallel is None or (_whole(parallel) and parallel >= 1), "parallel", parallel, "a whole number, 1 or more")
+        _need(
+            parallel is None or (_whole(parallel) and parallel >= 1), "parallel", parallel, "a whole number, 1 or more"
+        )
         _need(rate is None or (_number(rate) and rate > 0), "rate", rate, "programs per second, above 0")
         _need(_whole(repeats) and repeats >= 1, "repeats", repeats, "a whole number, 1 or more")
         _need(_whole(seed) and 0 <= seed < 2**31, "seed", seed, "a whole number from 0 to 2**31-1")
@@ -102,7 +110,7 @@ class RunConfig:
             _need(isinstance(data.get(key), bool), key, data.get(key), "true or false")
         if parallel is not None and rate is not None:
             raise ConfigError(
-                f"parallel={parallel} and rate={rate} were both given: a closed loop keeps parallel=N programs in flight, "
+                f"parallel={parallel} and rate={rate} were both given: a closed loop keeps parallel=N programs going, "
                 "an open loop starts rate=R of them a second; give one"
             )
         cells = data.get("cells") or []

@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.statistics import Interval, bootstrap_interval, finite, mean_interval, percentile, percentile_interval
+from experiments.statistics import (
+    Interval,
+    bootstrap_interval,
+    finite,
+    mean_interval,
+    paired_ratio,
+    percentile,
+    percentile_interval,
+)
 
 if TYPE_CHECKING:
     from engine.request import Request
-    from lang import ProgramRun
+    from lang.runner import ProgramRun
+    from workloads.base import Score
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s", "program_latency_s")
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -92,7 +101,7 @@ class Measured(NamedTuple):
     steps: pd.DataFrame
     """A row a step, in the columns of `engine.metrics.StepSample`; times since the start of the repeat."""
     totals: Totals
-    score: dict[str, Any] | None
+    score: Score | None
 
 
 def program_table(runs: Iterable[ProgramRun], origin: float, repeat: int) -> pd.DataFrame:
@@ -100,19 +109,20 @@ def program_table(runs: Iterable[ProgramRun], origin: float, repeat: int) -> pd.
     rows = []
     for run in runs:
         finish = math.nan if run.finished_at is None else run.finished_at - origin
-        failed = run.error is not None
+        failed = run.status != "done"
+        due = run.started_at if run.due is None else run.due
         rows.append(
             (
                 repeat,
                 run.name,
                 run.client,
-                run.due - origin,
+                due - origin,
                 run.started_at - origin,
                 finish,
-                max(0.0, run.started_at - run.due),
-                math.nan if failed else finish - (run.due - origin),
+                max(0.0, run.started_at - due),
+                math.nan if failed else finish - (due - origin),
                 len(run.calls),
-                str(run.error) if failed else None,
+                _reason(run) if failed else None,
             )
         )
     return _table(rows, PROGRAM_COLUMNS)
@@ -210,7 +220,11 @@ def _figures(measured: Sequence[Measured]) -> dict[str, Any]:
 
 def _request_row(repeat: int, program: str, number: int, variable: str | None, r: Request, origin: float) -> tuple:
     times = r.token_times
-    failed = r.error is not None or r.finished_at is None or (r.finish_reason is not None and r.finish_reason.value == "abort")
+    failed = (
+        r.error is not None
+        or r.finished_at is None
+        or (r.finish_reason is not None and r.finish_reason.value == "abort")
+    )
     first = times[0] if times else math.nan
     tpot = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.nan
     finish = math.nan if r.finished_at is None else r.finished_at
@@ -239,6 +253,12 @@ def _request_row(repeat: int, program: str, number: int, variable: str | None, r
     )
 
 
+def _reason(run: ProgramRun) -> str:
+    """Why a program failed, and its own line where it did."""
+    error = f"{type(run.error).__name__}: {run.error}" if run.error is not None else run.status
+    return f"{error} ({run.where})" if run.where else error
+
+
 def _table(rows: list[tuple], columns: dict[str, str]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(columns))
     return table.astype({name: kind for name, kind in columns.items() if kind != "str"}).astype(
@@ -263,20 +283,18 @@ def _distribution(parts: list[np.ndarray]) -> dict[str, float | None]:
 
 def _hit_rate_interval(requests: pd.DataFrame) -> Interval:
     """Of the ratio of sums, programs drawn with replacement."""
-    from experiments.statistics import paired_ratio
-
     admitted = requests[requests["admitted_s"].notna()]
     sums = admitted.groupby("program")[["input_tokens", "cached_tokens"]].sum()
     ratio = paired_ratio(sums["input_tokens"].to_numpy(np.float64), sums["cached_tokens"].to_numpy(np.float64))
     return ratio._replace(method="bootstrap over programs")
 
 
-def _score(scores: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+def _score(scores: Sequence[Score | None]) -> dict[str, Any] | None:
     """The mean over repeats of the same score, or None."""
     given = [score for score in scores if score is not None]
     if not given:
         return None
-    return {**given[0], "value": float(np.mean([score["value"] for score in given]))}
+    return {"name": given[0].name, "value": float(np.mean([score.value for score in given])), "n": given[0].n}
 
 
 def _mean(values: pd.Series) -> float | None:

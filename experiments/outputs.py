@@ -48,7 +48,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     missing = [name for name in REQUIRED if not (folder / name).is_file()]
     if missing:
         what = f"it has no {', '.join(missing)}" if folder.is_dir() else "there is no such folder"
-        raise UnreadableRunError(f"{folder} is not a finished run: {what}; give a folder outputs/WORKLOAD/POLICY/TIME-HASH")
+        raise UnreadableRunError(
+            f"{folder} is not a finished run: {what}; give a folder outputs/WORKLOAD/POLICY/TIME-HASH"
+        )
     try:
         summary = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError) as error:

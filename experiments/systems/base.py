@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pandas as pd
 
@@ -13,6 +14,16 @@ from experiments.metrics import Totals
 
 if TYPE_CHECKING:
     from experiments.config import RunConfig
+
+
+class Live(NamedTuple):
+    """Tokens so far."""
+
+    cached: int = 0
+    """Of prompts, found in the cache."""
+    computed: int = 0
+    """Of prompts, computed."""
+    output: int = 0
 
 
 class System(Protocol):
@@ -30,6 +41,10 @@ class System(Protocol):
     def random_weights(self) -> bool:
         """The model's weights are random: its answers mean nothing."""
 
+    @property
+    def count_tokens(self) -> Callable[[str], int] | None:
+        """Tokens of a text by the model's own tokenizer; None where there is none."""
+
     def runner(self) -> Runner:
         """A fresh runner of programs."""
 
@@ -41,6 +56,9 @@ class System(Protocol):
 
     def steps(self) -> pd.DataFrame:
         """A row a step since the last reset; empty where the system shows none."""
+
+    def live(self) -> Live:
+        """Token counts since the last reset; cheap, asked after every step."""
 
     def write_log(self, path: Path) -> None:
         """The decision log; an empty table where the system keeps none."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from engine.clock import Clock
-from engine.engine import Engine, EngineConfig, make_engine
+from engine.config import EngineConfig
+from engine.engine import Engine, make_engine
 from engine.metrics import StepSample
 from experiments.config import POLICY_PARTS, ConfigError, RunConfig, closest
 from experiments.metrics import Totals
+from experiments.systems.base import Live
 
 if TYPE_CHECKING:
     from experiments.load import Runner
@@ -27,6 +30,8 @@ class RadixlabSystem:
     def __init__(self, engine: Engine, *, random_weights: bool) -> None:
         self.engine = engine
         self.random_weights = random_weights
+        self._live = Live()
+        self._counted = 0
 
     @property
     def clock(self) -> Clock:
@@ -40,6 +45,11 @@ class RadixlabSystem:
     def pool_tokens(self) -> int | None:
         return self.engine.capacity_tokens
 
+    @property
+    def count_tokens(self) -> Callable[[str], int] | None:
+        tokenizer = self.engine.tokenizer
+        return None if tokenizer is None else lambda text: len(tokenizer.encode(text))
+
     def runner(self) -> Runner:
         from lang import Runner
         from lang.backends.engine import EngineBackend
@@ -49,6 +59,7 @@ class RadixlabSystem:
     def reset(self) -> None:
         self.engine.flush_cache()
         self.engine.reset_metrics()
+        self._live, self._counted = Live(), 0
 
     def totals(self) -> Totals:
         metrics = self.engine.metrics
@@ -64,6 +75,14 @@ class RadixlabSystem:
 
     def steps(self) -> pd.DataFrame:
         return pd.DataFrame(self.engine.metrics.steps, columns=list(StepSample._fields))
+
+    def live(self) -> Live:
+        steps = self.engine.metrics.steps
+        for step in steps[self._counted :]:
+            cached, computed, output = self._live
+            self._live = Live(cached + step.n_cached, computed + step.n_prefill, output + step.n_decode)
+        self._counted = len(steps)
+        return self._live
 
     def write_log(self, path: Path) -> None:
         self.engine.log.write(path)
