@@ -15,17 +15,17 @@ from engine.cache import make_cache
 from engine.cache.page_pool import PagePool
 from engine.clock import Clock, WallClock, stopwatch
 from engine.config import EngineConfig
-from engine.detokenizer import OutputText
 from engine.executor.base import Batch, Executor, ExecutorDead, Row, StepResult
+from engine.intake import Intake
 from engine.log import Event, Log
 from engine.memory import KVMemory
-from engine.intake import Intake
 from engine.metrics import Counters, Metrics, StepSample
+from engine.output import Outputs
 from engine.policies.base import CostModel, Hint, Reject, RetryAt
 from engine.policies.registry import make_policy
-from engine.request import FinishReason, Request, RequestError, SamplingParams, Status, TokenLogprob
+from engine.request import FinishReason, Request, RequestError, SamplingParams, Status, TokenLogprob, Tokens
 from engine.scheduler import Limits, Scheduler
-from engine.tokenizer import Tokenizer, builtin_tokenizer, load_tokenizer
+from engine.tokenizer import Tokenizer
 
 
 class Engine:
@@ -69,8 +69,7 @@ class Engine:
                 "eos": list(eos),
             }
         )
-        self._text_is_recorded = text_is_recorded
-        self._texts: dict[int, OutputText] = {}
+        self.outputs = Outputs(tokenizer, text_is_recorded=text_is_recorded)
         self._deferred: list[tuple[float, int, Request]] = []
         self._n_steps = 0
         self._next_id = 0
@@ -140,7 +139,7 @@ class Engine:
             self.metrics.rejected += 1
             self._input("reject", now, text=str(error))
             raise
-        meta = {
+        tags: dict[str, Any] = {
             "namespace": namespace,
             "client": client,
             "conversation": conversation,
@@ -152,7 +151,7 @@ class Engine:
             "predicted_output": predicted_output,
         }
         due = now if due is None else due
-        arrival = {"params": _changed(params), "due": due} | {k: v for k, v in meta.items() if v not in ("", None, 0)}
+        arrival = {"params": _changed(params), "due": due} | {k: v for k, v in tags.items() if v not in ("", None, 0)}
         self._input("arrive", now, request=self._next_id, tokens=key, text=json.dumps(arrival))
         room = np.empty(len(key) + params.max_tokens, np.int64)
         room[: len(key)] = key
@@ -170,7 +169,7 @@ class Engine:
                 tokens=room if i == 0 else room.copy(),
                 n_tokens=len(key),
                 pages=np.empty(-(-len(room) // self.config.page_size), np.int32),
-                **meta,
+                **tags,
             )
             self._next_id += 1
             requests.append(request)
@@ -275,7 +274,7 @@ class Engine:
                 request.logprobs.append(logprob)
             self.scheduler.generated(request)
             recorded = None if result.stop_hits is None else result.stop_hits[i]
-            reason = self._reason_to_stop(request, token, recorded)
+            reason = self.outputs.take(request, token, recorded)
             if isinstance(request.stop_match, str):
                 stop_hits[i] = request.stop_match
             if reason is not None:
@@ -292,25 +291,6 @@ class Engine:
             self._end(request, reason, now)
             done.append(request)
         return done
-
-    def _reason_to_stop(self, request: Request, token: int, recorded_stop: str | None) -> FinishReason | None:
-        params = request.params
-        n = request.output_tokens
-        if params.forced_output is not None:
-            if n < len(params.forced_output):
-                return None
-            return FinishReason.LENGTH if n == params.max_tokens else FinishReason.STOP
-        if n >= params.min_tokens and (
-            token in params.stop_token_ids or (token in request.eos and not params.ignore_eos)
-        ):
-            request.stop_match = token
-            return FinishReason.STOP
-        if params.stop:
-            stop = recorded_stop if self._text_is_recorded else self._push_text(request, token)
-            if stop is not None:
-                request.stop_match = stop
-                return FinishReason.STOP
-        return FinishReason.LENGTH if n == params.max_tokens else None
 
     def _fail(self, batch: Batch, error: Exception) -> list[Request]:
         """A step failed: so do its requests, and no more. KV it may have left half-written is forgotten."""
@@ -331,37 +311,9 @@ class Engine:
         else:
             self.scheduler.finish(request, reason, keep=reason is not FinishReason.ERROR)
         request.finished_at = now
-        self._finish_text(request)
+        self.outputs.close(request)
         for listener in self.on_finish:
             listener(request)
-
-    # ---- text
-
-    def _push_text(self, request: Request, token: int) -> str | None:
-        """Gives a token to the request's text; the stop string that it completes, if any."""
-        assert self.tokenizer is not None  # checked when the request was added
-        text = self._texts.get(request.id)
-        if text is None:
-            text = self._texts[request.id] = OutputText(
-                self.tokenizer,
-                request.key[-16:].tolist(),
-                stop=request.params.stop,
-                min_tokens=request.params.min_tokens,
-            )
-        text.push(token)
-        return text.stopped_by
-
-    def _finish_text(self, request: Request) -> None:
-        if self.tokenizer is None:
-            return
-        text = self._texts.pop(request.id, None)
-        if text is None:
-            text = OutputText(self.tokenizer, request.key[-16:].tolist())
-            output = request.output
-            for token in output[:-1] if isinstance(request.stop_match, int) else output:
-                text.push(token)
-        text.flush()
-        request.text = text.text
 
     # ---- deferred requests
 
@@ -479,7 +431,9 @@ class Engine:
 
     # ---- the log
 
-    def _input(self, kind: str, now: float, *, request: int = -1, tokens: Sequence[int] = (), text: str = "") -> None:
+    def _input(
+        self, kind: str, now: float, *, request: int = -1, tokens: Sequence[int] | Tokens = (), text: str = ""
+    ) -> None:
         self.log.add(Event(self._n_steps, now, "input", kind, request, 0, 0, tokens, text))
 
     def _decide(self, kind: str, now: float, request: int, text: str) -> None:
@@ -503,29 +457,3 @@ def _add_prompt_logprobs(row: Row, found: tuple[TokenLogprob, ...]) -> None:
     first = row.logit_start + 1 - request.params.prompt_logprobs_start
     request.prompt_logprobs += found[request.n_scored - first :]
     request.n_scored = max(request.n_scored, first + row.n_scored)
-
-
-def _tokenizer(config: EngineConfig) -> Tokenizer:
-    """The one that is named; else the model folder's own; else, for random weights, the built-in one."""
-    if config.tokenizer is not None:
-        return load_tokenizer(config.tokenizer)
-    from engine.models.shapes import SHAPES
-
-    return builtin_tokenizer() if config.model in SHAPES else load_tokenizer(config.model)
-
-
-def make_engine(config: EngineConfig, *, clock: Clock | None = None) -> Engine:
-    """An engine on this machine's hardware for `config.model`. Imports torch.
-
-    Raises ModelError, TokenizerError, PolicyError or ConfigError.
-    """
-    from engine.executor.cpu import CpuExecutor, default_pool_tokens
-    from engine.models import load_model
-
-    model = load_model(config.model, config.dtype, config.model_seed, max_context=config.max_context)
-    tokenizer = _tokenizer(config)
-    pool_tokens = (
-        config.pool_tokens if config.pool_tokens is not None else default_pool_tokens(model.config, model.dtype)
-    )
-    executor = CpuExecutor(model, n_pages=pool_tokens // config.page_size, page_size=config.page_size)
-    return Engine(executor, tokenizer, config, clock=clock, eos=model.config.eos_token_ids)

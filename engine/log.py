@@ -35,6 +35,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from engine.request import Tokens
+
 Side = Literal["input", "decision"]
 
 
@@ -47,7 +49,7 @@ class Event(NamedTuple):
     request: int = -1
     a: int = 0
     b: int = 0
-    tokens: Sequence[int] = ()
+    tokens: Sequence[int] | Tokens = ()
     text: str = ""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from engine.clock import VirtualClock
 from engine.config import EngineConfig
@@ -41,9 +42,11 @@ def replay(log: Log) -> Log:
         elif event.kind == "abort":
             engine.abort(requests[event.request])
         elif event.kind == "hint":
-            fields = json.loads(event.text)
-            kind = HINTS[fields.pop("kind")]
-            engine.hint(kind(**fields, **({"prefix": event.tokens} if "prefix" in kind._fields else {})))
+            fields: dict[str, Any] = json.loads(event.text)
+            kind: Any = HINTS[fields.pop("kind")]
+            if "prefix" in kind._fields:
+                fields["prefix"] = event.tokens
+            engine.hint(kind(**fields))
         elif event.kind == "flush":
             engine.flush_cache()
         elif event.kind == "measure":
@@ -52,8 +55,8 @@ def replay(log: Log) -> Log:
 
 
 def _arrive(engine: Engine, event: Event) -> list[Request]:
-    fields = json.loads(event.text)
-    params = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.pop("params").items()}
+    fields: dict[str, Any] = json.loads(event.text)
+    params: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.pop("params").items()}
     try:
         return engine.add(event.tokens, SamplingParams(**params), **fields)
     except RequestError:  # refused by the admission policy, as it was then

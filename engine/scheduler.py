@@ -11,13 +11,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from engine.cache.base import Match
 from engine.estimate import OutputEstimate
 from engine.executor.base import Batch, Row
 from engine.log import Event, Log
 from engine.memory import KVMemory
-from engine.policies.base import Hint, Node, SchedulePolicy
+from engine.policies.base import Hint, Node, RequestView, SchedulePolicy
 from engine.policies.registry import PolicyError
 from engine.prefix_groups import prefix_groups
 from engine.request import FinishReason, Request, Status
@@ -57,11 +58,11 @@ class View:
         both = (*self._scheduler.running.values(), *self._scheduler.waiting.values())
         return tuple(dict.fromkeys(request.client for request in both))
 
-    def match(self, request: Request) -> int:
-        return self._scheduler.memory.match(request).n_tokens
+    def match(self, request: RequestView) -> int:
+        return self._scheduler.memory.match(cast(Request, request)).n_tokens
 
-    def path(self, request: Request) -> Sequence[Node]:
-        return self._scheduler.memory.match(request).path
+    def path(self, request: RequestView) -> Sequence[Node]:
+        return self._scheduler.memory.match(cast(Request, request)).path
 
 
 class Scheduler:

@@ -51,6 +51,8 @@ class HashExecutor:
 
     def launch(self, batch: Batch) -> Batch:
         self.batches.append(batch)
+        if batch.step in self.fail_at:
+            raise RuntimeError("the device hiccuped")
         for row in batch.rows:
             end = row.start + row.n_new
             assert row.n_new >= 1
@@ -58,8 +60,6 @@ class HashExecutor:
             slots = self.slots(row.request, end)
             self.kv[slots[row.start :]] = prefix_hashes(row.request.tokens[:end])[row.start :]
             self.computed_tokens += row.n_new
-        if batch.step in self.fail_at:
-            raise RuntimeError("the device hiccuped")
         for row in batch.rows:
             end = row.start + row.n_new
             found = self.kv[self.slots(row.request, end)]

@@ -100,6 +100,85 @@ def test_admission_keeps_what_running_requests_still_need(hash_engine: HashEngin
     assert engine.metrics.preemptions == 0
 
 
+class Sips(SchedulePolicy):
+    def chunk(self, request: RequestView, budget: int, view: Any) -> int:
+        return min(2, budget)
+
+
+def test_prompts_under_way_take_over_what_others_cached_meanwhile(hash_engine: HashEngine) -> None:
+    engine = hash_engine(max_batch_tokens=64)
+    engine.scheduler.policy = Sips()
+    prompt = [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
+    first, second = engine.add([*prompt, 0], ONE)[0], engine.add([*prompt, 2], ONE)[0]
+    engine.run()
+    assert first.n_cached + second.n_cached == len(prompt)
+    assert min(first.n_cached, second.n_cached) > 0
+    assert engine.executor.computed_tokens == len(prompt) + 2  # type: ignore[attr-defined]
+    engine.check()
+    assert engine.memory.cache.evictable_tokens == engine.memory.cache.cached_tokens
+
+
+def test_a_cached_prefix_about_to_be_used_does_not_count_as_room(hash_engine: HashEngine) -> None:
+    engine = hash_engine(pool_tokens=32, max_running=4)
+    engine.generate([[5] * 16], SamplingParams(max_tokens=0))
+    (running,) = engine.add([1] * 8, SamplingParams(max_tokens=8), predicted_output=8)
+    engine.step()
+    (waiting,) = engine.add([5] * 16 + [2], SamplingParams(max_tokens=8), predicted_output=8)
+    engine.step()
+    assert (running.status, waiting.status) == (Status.RUNNING, Status.WAITING)
+    engine.run()
+    assert engine.metrics.preemptions == 0
+
+
+class Unyielding(SchedulePolicy):
+    def preempt(self, running: Any, waiting: Any, need: int, view: Any) -> Iterator[RequestView]:
+        return iter(())
+
+
+def test_the_engine_makes_room_where_the_policy_names_nobody(hash_engine: HashEngine) -> None:
+    engine = hash_engine(pool_tokens=24, max_running=2)
+    engine.scheduler.policy = Unyielding()
+    for first in (1, 2):
+        engine.add([first] * 4, SamplingParams(max_tokens=16), predicted_output=1)
+    assert [request.output_tokens for request in engine.run()] == [16, 16]
+    assert engine.metrics.preemptions > 0
+
+
+def test_prompts_that_block_one_another_give_way(hash_engine: HashEngine) -> None:
+    engine = hash_engine(pool_tokens=32, max_batch_tokens=8, max_running=4)
+    engine.scheduler.policy = Sips()
+    requests = [engine.add([i] * 12, ONE)[0] for i in (1, 2)]
+    engine.step()
+    taken = engine.memory.pool.alloc(engine.memory.pool.n_free)  # pages that somebody else took
+    assert taken is not None
+    engine.step()
+    assert sorted(request.status.value for request in requests) == ["running", "waiting"]
+    engine.memory.pool.free(taken)
+    engine.run()
+    assert all(request.output_tokens == 1 for request in requests)
+    engine.check()
+
+
+def test_a_policy_may_preempt_although_memory_suffices(hash_engine: HashEngine) -> None:
+    engine = hash_engine(max_running=1)
+
+    class Urgent(SchedulePolicy):
+        def preempt(self, running: Any, waiting: Any, need: int, view: Any) -> Iterator[RequestView]:
+            if waiting and waiting[0].priority > running[0].priority:
+                yield running[0]
+
+        def order(self, waiting: Sequence[RequestView], view: Any) -> Iterator[RequestView]:
+            return iter(sorted(waiting, key=lambda request: -request.priority))
+
+    engine.scheduler.policy = Urgent()
+    (slow,) = engine.add([1, 2], SamplingParams(max_tokens=9))
+    engine.step()
+    (urgent,) = engine.add([3, 4], ONE, priority=1)
+    done = engine.run()
+    assert done == [urgent, slow]
+    assert slow.preemptions == 1
+
+
 def test_abort_waiting_and_running(hash_engine: HashEngine) -> None:
     engine = hash_engine(max_running=1)
     (running,) = engine.add([1, 2], SamplingParams(max_tokens=9))
@@ -145,8 +224,8 @@ def test_a_request_that_cannot_be_served_is_refused_with_a_reason(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_tokens", -1), ("max_tokens", 1.5), ("max_tokens", True), ("temperature", float("nan")), ("temperature", -1.0),
-        ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("min_p", 2.0), ("n", 0), ("repetition_penalty", 0.0),
+        ("max_tokens", -1), ("max_tokens", 1.5), ("max_tokens", True), ("temperature", float("nan")),
+        ("temperature", -1.0), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("min_p", 2.0), ("n", 0), ("repetition_penalty", 0.0),
         ("presence_penalty", 3.0), ("frequency_penalty", float("inf")), ("stop", "x"), ("stop", ("",)),
         ("stop_token_ids", (-1,)), ("seed", -1), ("logprobs", -1), ("min_tokens", 200), ("forced_output", ()),
         ("temperature", "hot"),

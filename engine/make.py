@@ -1,0 +1,31 @@
+"""An engine for this machine, from its configuration. The one place where torch and a model come in."""
+
+from __future__ import annotations
+
+from engine.clock import Clock
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.tokenizer import Tokenizer, builtin_tokenizer, load_tokenizer
+
+
+def make_engine(config: EngineConfig, *, clock: Clock | None = None) -> Engine:
+    """An engine on this machine's hardware for `config.model`. Imports torch.
+
+    Raises ModelError, TokenizerError, PolicyError or ConfigError.
+    """
+    from engine.executor.cpu import CpuExecutor, default_pool_tokens
+    from engine.models.load import load_model
+
+    model = load_model(config.model, config.dtype, config.model_seed, max_context=config.max_context)
+    tokens = config.pool_tokens if config.pool_tokens is not None else default_pool_tokens(model.config, model.dtype)
+    executor = CpuExecutor(model, n_pages=tokens // config.page_size, page_size=config.page_size)
+    return Engine(executor, _tokenizer(config), config, clock=clock, eos=model.config.eos_token_ids)
+
+
+def _tokenizer(config: EngineConfig) -> Tokenizer:
+    """The one that is named; else the model folder's own; else, for random weights, the built-in one."""
+    from engine.models.shapes import SHAPES
+
+    if config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
+    return builtin_tokenizer() if config.model in SHAPES else load_tokenizer(config.model)

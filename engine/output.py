@@ -1,0 +1,65 @@
+"""When an output ends, and what its text is."""
+
+from __future__ import annotations
+
+from engine.detokenizer import OutputText
+from engine.request import FinishReason, Request
+from engine.tokenizer import Tokenizer
+
+PROMPT_TAIL = 16
+"""Prompt tokens looked at for the character that the prompt may end inside of."""
+
+
+class Outputs:
+    """Follows each request's output token by token.
+
+    `text_is_recorded`: stop strings were found when the run was recorded; no tokenizer looks for them again.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, *, text_is_recorded: bool) -> None:
+        self._tokenizer = tokenizer
+        self._text_is_recorded = text_is_recorded
+        self._texts: dict[int, OutputText] = {}
+
+    def take(self, request: Request, token: int, recorded_stop: str | None) -> FinishReason | None:
+        """The request's newest token, already appended. Says why the output ends with it, or None."""
+        params = request.params
+        n = request.output_tokens
+        if params.forced_output is not None:
+            if n < len(params.forced_output):
+                return None
+            return FinishReason.LENGTH if n == params.max_tokens else FinishReason.STOP
+        ends = token in params.stop_token_ids or (token in request.eos and not params.ignore_eos)
+        if ends and n >= params.min_tokens:
+            request.stop_match = token
+            return FinishReason.STOP
+        if params.stop:
+            stop = recorded_stop if self._text_is_recorded else self._push(request, token)
+            if stop is not None:
+                request.stop_match = stop
+                return FinishReason.STOP
+        return FinishReason.LENGTH if n == params.max_tokens else None
+
+    def _push(self, request: Request, token: int) -> str | None:
+        text = self._texts.get(request.id)
+        if text is None:
+            text = self._texts[request.id] = self._open(request, request.params.stop)
+        text.push(token)
+        return text.stopped_by
+
+    def _open(self, request: Request, stop: tuple[str, ...]) -> OutputText:
+        assert self._tokenizer is not None  # stop strings without a tokenizer are refused at the door
+        return OutputText(self._tokenizer, request.key[-PROMPT_TAIL:].tolist(), stop, request.params.min_tokens)
+
+    def close(self, request: Request) -> None:
+        """Sets `request.text`; a stop token is no part of it."""
+        if self._tokenizer is None:
+            return
+        text = self._texts.pop(request.id, None)
+        if text is None:
+            text = self._open(request, ())
+            output = request.output
+            for token in output[:-1] if isinstance(request.stop_match, int) else output:
+                text.push(token)
+        text.flush()
+        request.text = text.text
