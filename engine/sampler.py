@@ -10,16 +10,16 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from engine import hashed_random
+from engine.logprobs import likeliest, precision_of, rows_of, score
 from engine.penalties import is_penalised, penalise
 from engine.request import Request, TokenLogprob
 
 _CANDIDATES = 1024
 """Likeliest tokens looked at first for top-p; rows that need more are sorted whole."""
-_SCORED_AT_ONCE = 256
-"""Positions whose log-softmax is in memory at a time."""
 
 
 class Sampled(NamedTuple):
@@ -54,11 +54,11 @@ def sample(logits: torch.Tensor, requests: Sequence[Request], masks: Sequence[An
     shaped = [
         i
         for i, request in enumerate(requests)
-        if errors[i] is None and (not _is_plain(request) or (masks is not None and masks[i] is not None))
+        if errors[i] is None and _needs_shaping(request, masks[i] if masks is not None else None)
     ]
     if shaped:
         rows = [requests[i] for i in shaped]
-        work = _full_precision(logits[shaped])
+        work = rows_of(logits, shaped).to(precision_of(logits), copy=True)
         if masks is not None:
             _forbid(work, [masks[i] for i in shaped])
         chosen = _choose(work, rows)
@@ -73,60 +73,6 @@ def sample(logits: torch.Tensor, requests: Sequence[Request], masks: Sequence[An
         if error is not None:
             tokens[i] = None
     return Sampled(tuple(tokens), _sampled_logprobs(logits, requests, tokens), tuple(errors))
-
-
-def score(logits: torch.Tensor, targets: Sequence[int], k: int) -> tuple[TokenLogprob, ...]:
-    """Log-probability of targets[i] under logits[i], with the k likeliest tokens (those of probability 0 left out).
-
-    logits: [positions, vocab]; the softmax is in float32, in float64 when the logits are. Ties go to the lower id.
-    Raises ValueError for logits that hold NaN or +inf, and for targets outside the vocabulary.
-    """
-    vocab = logits.shape[-1]
-    if len(logits) != len(targets):
-        raise ValueError(f"{len(targets)} targets were given for {len(logits)} rows of logits: one each is needed")
-    out: list[TokenLogprob] = []
-    for start in range(0, len(targets), _SCORED_AT_ONCE):
-        chunk = list(targets[start : start + _SCORED_AT_ONCE])
-        for target in chunk:
-            if not 0 <= target < vocab:
-                raise ValueError(f"token {target} can't be scored: ids go from 0 to {vocab - 1}")
-        logprobs = torch.log_softmax(_full_precision(logits[start : start + len(chunk)]), dim=-1)
-        own = logprobs.gather(1, torch.tensor(chunk, device=logits.device).unsqueeze(1)).squeeze(1).tolist()
-        for i, value in enumerate(own):
-            if math.isnan(value):
-                raise ValueError(
-                    f"the logits at row {start + i} can't be scored: they hold NaN or +inf, or are all -inf"
-                )
-        if k == 0:
-            out += [TokenLogprob(token, value) for token, value in zip(chunk, own, strict=True)]
-            continue
-        values, ids = likeliest(logprobs, min(k, vocab))
-        for token, value, row_ids, row_values in zip(chunk, own, ids.tolist(), values.tolist(), strict=True):
-            top = tuple((t, v) for t, v in zip(row_ids, row_values, strict=True) if v > -math.inf)
-            out.append(TokenLogprob(token, value, top))
-    return tuple(out)
-
-
-def likeliest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row, largest first, ties by lower id (below -inf the ids mean nothing).
-
-    values: [rows, vocab] without NaN. Returns values and int64 ids, both [rows, k].
-    """
-    if 8 * k >= values.shape[-1]:
-        ordered, ids = values.sort(dim=-1, descending=True, stable=True)
-        return ordered[:, :k], ids[:, :k]
-    top, ids = values.topk(k, dim=-1)
-    by_id = ids.sort(dim=-1).indices
-    top, ids = top.gather(1, by_id), ids.gather(1, by_id)
-    top, order = top.sort(dim=-1, descending=True, stable=True)
-    ids = ids.gather(1, order)
-    # topk takes any of several equal values at its border: those rows are sorted whole
-    last = top[:, -1:]
-    tied = ((values >= last).sum(dim=-1) > k) & (last.squeeze(1) > -math.inf)
-    if bool(tied.any()):
-        ordered, whole = values[tied].sort(dim=-1, descending=True, stable=True)
-        top[tied], ids[tied] = ordered[:, :k], whole[:, :k]
-    return top, ids
 
 
 def _check_shapes(logits: torch.Tensor, requests: Sequence[Request], masks: Sequence[Any] | None) -> tuple[int, int]:
@@ -152,20 +98,16 @@ def _not_finite(best: float) -> str | None:
     return None
 
 
-def _is_plain(request: Request) -> bool:
-    """The likeliest token as it stands is the answer (or no answer is needed: the token is forced)."""
+def _needs_shaping(request: Request, mask: Any) -> bool:
+    """The answer isn't simply the likeliest token, or a token that is forced."""
     params = request.params
     if params.forced_output is not None:
-        return True
-    return params.temperature == 0 and not is_penalised(params) and not _too_early_to_end(request)
+        return False
+    return params.temperature > 0 or mask is not None or is_penalised(params) or _too_early_to_end(request)
 
 
 def _too_early_to_end(request: Request) -> bool:
     return request.output_tokens < request.params.min_tokens
-
-
-def _full_precision(logits: torch.Tensor) -> torch.Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _forbid(work: torch.Tensor, masks: Sequence[Any]) -> None:
@@ -173,10 +115,13 @@ def _forbid(work: torch.Tensor, masks: Sequence[Any]) -> None:
     masked = [i for i, mask in enumerate(masks) if mask is not None]
     if not masked:
         return
-    words = torch.stack([torch.as_tensor(masks[i], dtype=torch.int32) for i in masked]).to(work.device)
-    bits = (words.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=work.device)) & 1
-    forbidden = bits.reshape(len(masked), -1)[:, : work.shape[1]] == 0
-    work[masked] = work[masked].masked_fill_(forbidden, -math.inf)
+    words = np.stack([np.asarray(masks[i], dtype=np.int32) for i in masked]).astype("<i4", copy=False)
+    allowed = np.unpackbits(words.view(np.uint8), axis=-1, count=work.shape[1], bitorder="little")
+    forbidden = torch.from_numpy(allowed == 0).to(work.device)
+    if len(masked) == len(work):
+        work.masked_fill_(forbidden, -math.inf)
+    else:
+        work[masked] = work[masked].masked_fill_(forbidden, -math.inf)
 
 
 def _choose(work: torch.Tensor, requests: Sequence[Request]) -> list[int | None]:
@@ -197,7 +142,7 @@ def _choose(work: torch.Tensor, requests: Sequence[Request]) -> list[int | None]
         rows = [requests[i] for i in drawn]
         heat = torch.tensor([r.params.temperature for r in rows], dtype=work.dtype, device=work.device)
         heat.clamp_(min=torch.finfo(work.dtype).tiny)
-        scaled = (work[drawn] - best[drawn].unsqueeze(1)) / heat.unsqueeze(1)
+        scaled = (rows_of(work, drawn) - rows_of(best, drawn).unsqueeze(1)).div_(heat.unsqueeze(1))
         for i, token in zip(drawn, _draw(scaled, rows), strict=True):
             tokens[i] = token
     return tokens
@@ -215,18 +160,18 @@ def _draw(scaled: torch.Tensor, requests: Sequence[Request]) -> list[int]:
         params = request.params
         (cut_rows if 0 < params.top_k < vocab or params.top_p < 1 else open_rows).append(i)
     if open_rows:
-        weights = scaled[open_rows].exp()
+        weights = rows_of(scaled, open_rows).exp()
         _drop_improbable(weights, [requests[i] for i in open_rows])
-        for i, token in zip(open_rows, _invert(weights, u[open_rows]), strict=True):
+        for i, token in zip(open_rows, _invert(weights, rows_of(u, open_rows)), strict=True):
             tokens[i] = token
     width = max([requests[i].params.top_k or _CANDIDATES for i in cut_rows], default=0)
     while cut_rows:
         width = min(width, vocab)
-        rows = scaled[cut_rows]
+        rows = rows_of(scaled, cut_rows)
         kept = [requests[i] for i in cut_rows]
         weights, ids, complete = _nucleus(rows, kept, width)
         _drop_improbable(weights, kept)
-        places = torch.tensor(_invert(weights, u[cut_rows]), device=ids.device)
+        places = torch.tensor(_invert(weights, rows_of(u, cut_rows)), device=ids.device)
         for i, token in zip(cut_rows, ids.gather(1, places.unsqueeze(1)).squeeze(1).tolist(), strict=True):
             tokens[i] = token
         cut_rows = [i for i, done in zip(cut_rows, complete, strict=True) if not done]
@@ -249,11 +194,11 @@ def _nucleus(
     limit = torch.tensor(limits, device=scaled.device).unsqueeze(1)
     p = torch.tensor([r.params.top_p for r in requests], dtype=torch.float64, device=scaled.device).unsqueeze(1)
     weights *= torch.arange(width, device=scaled.device) < limit
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    cumulative = _running_sum(weights)
     total = cumulative[:, -1:].clone()
     unlimited = [i for i, n in enumerate(limits) if n > width]
     if unlimited:
-        total[unlimited] = scaled[unlimited].exp().cumsum(dim=-1, dtype=torch.float64)[:, -1:]
+        total[unlimited] = _running_sum(rows_of(scaled, unlimited).exp())[:, -1:]
     before = cumulative - weights
     weights *= (p >= 1) | (before < p * total)
     enough = cumulative[:, -1:] >= p * total
@@ -270,9 +215,14 @@ def _drop_improbable(weights: torch.Tensor, requests: Sequence[Request]) -> None
 
 def _invert(weights: torch.Tensor, u: torch.Tensor) -> list[int]:
     """The first place of each row of `weights` [rows, n] at which the running sum exceeds u of the total."""
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    cumulative = _running_sum(weights)
     wanted = (u * cumulative[:, -1]).unsqueeze(1)
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).tolist()
+
+
+def _running_sum(weights: torch.Tensor) -> torch.Tensor:
+    """float64 [rows, n]. One row after another from left to right, so no row depends on how many there are."""
+    return weights.double().cumsum(dim=-1)
 
 
 def _forced(request: Request, vocab: int) -> tuple[int | None, str | None]:
@@ -297,6 +247,6 @@ def _sampled_logprobs(
             targets.append(token)
     if wanted:
         width = max(requests[i].params.logprobs or 0 for i in wanted)
-        for i, found in zip(wanted, score(logits[wanted], targets, width), strict=True):
+        for i, found in zip(wanted, score(rows_of(logits, wanted), targets, width), strict=True):
             out[i] = found._replace(top=found.top[: requests[i].params.logprobs])
     return tuple(out)
