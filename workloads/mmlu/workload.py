@@ -19,8 +19,8 @@ PAPER_SHOTS: Mapping[str, int] = {"high_school_european_history": 3, "high_schoo
 class MMLU(Workload):
     """`subjects`: the first so many in alphabetical order, or their names. `limit`: questions in all.
 
-    Examples are dropped, last first, until they take at most `max_shot_tokens` of the model's own tokens. `paper_compat`
-    drops them as the paper's script did, by gpt-3.5's, and runs subject by subject: the next starts when the last ended.
+    Examples are dropped, last first, until they take at most `max_shot_tokens` of the model's own tokens. With
+    `paper_compat` they are dropped as in the paper's script, by gpt-3.5's, and a subject starts when the last ended.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class MMLU(Workload):
         return list(self._jobs)
 
     def warmup(self) -> list[Job]:
-        """Questions of our own, with another beginning and in a namespace of their own: they warm no prompt of `jobs`."""
+        """Questions of our own, with another beginning and in their own namespace: they warm no prompt of `jobs`."""
         shots, questions = warmup_questions()
         examples = "Warm-up: " + examples_text("many_subjects", [Question(*shot) for shot in shots])
         return [
