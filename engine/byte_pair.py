@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+from engine.request import RequestError
+
 Merge = tuple[int, int]
 
 _PIECE = re.compile(r" ?\w+| ?[^\w\s]+|\s+(?!\S)|\s+")
@@ -55,9 +57,20 @@ def join(word: Sequence[int], pair: Merge, symbol: int) -> list[int]:
     return out
 
 
+def refuse_half_characters(text: str) -> None:
+    """Raises RequestError where half a surrogate pair stands in `text`: it has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the text holds half a character at position {error.start}, {text[error.start]!r}: "
+            "only whole Unicode characters can be encoded; decode the text with errors='replace'"
+        ) from error
+
+
 class BytePairTokenizer:
     """Special tokens first, then the 256 bytes, then one token a merge. Any Unicode string comes back as it went in:
-    special tokens are never read from text.
+    special tokens are never read from text. `encode` raises RequestError for half a surrogate pair.
     """
 
     strips_leading_space = False
@@ -76,6 +89,7 @@ class BytePairTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         ids = [self.bos_token_id] if add_special_tokens and self.bos_token_id is not None else []
+        refuse_half_characters(text)
         for piece in _PIECE.findall(text):
             ids += self._encode_piece(piece)
         return ids

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.builtin_text import TEXT
-from engine.byte_pair import BytePairTokenizer, train
+from engine.byte_pair import BytePairTokenizer, refuse_half_characters, train
 
 BUILTIN_VOCAB = 512
 _SPECIALS = ("<unk>", "<s>", "</s>")
@@ -48,7 +48,12 @@ class Tokenizer(Protocol):
     def strips_leading_space(self) -> bool:
         """Encoding puts a space before the text (sentencepiece), so decoding takes one away."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """add_special_tokens: with what the model wants around a text, `<s>` before it say.
+
+        Raises RequestError for half a surrogate pair.
+        """
+
     def decode(self, ids: Sequence[int]) -> str: ...
     def token_bytes(self, token: int) -> bytes:
         """What the token adds to the text, UTF-8; perhaps a part of a character. Empty for special and unknown ids."""
@@ -106,6 +111,7 @@ class HFTokenizer:
             self._bytes[i] = b""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        refuse_half_characters(text)
         return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int]) -> str:
