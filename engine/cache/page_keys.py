@@ -19,7 +19,6 @@ Sums = npt.NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MUL_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MUL_2 = np.uint64(0x94D049BB133111EB)
-_MASK = (1 << 64) - 1
 
 
 def _mix(x: Sums) -> Sums:
@@ -63,8 +62,8 @@ def running_sums(tokens: bytes, start: int, before: int) -> Sums:
     x = np.frombuffer(tokens, np.uint64) + _GOLDEN
     x = _mix(x)
     x *= _positions(start, start + len(x))
-    sums = np.cumsum(x, dtype=np.uint64)
-    sums += np.uint64(before & _MASK)
+    sums: Sums = np.add.accumulate(x)
+    sums += np.uint64(before)
     return sums
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.cache.base import Evicted, Inserted, Lock, Match, Pages
+from engine.cache.context import CacheCtx
 from engine.cache.ghosts import GhostSet
 from engine.cache.hooks import Hooks
 from engine.cache.page_keys import prompt_page_keys
@@ -20,32 +21,6 @@ from engine.cache.radix_node import NO_PAGES, TOKEN_BYTES, RadixNode
 from engine.cache.victims import EvictableLeaves, victim_queue
 from engine.policies.base import CostModel, Ctx, EvictionPolicy, FutureIndex, Hint, Node, RequestView, broken
 from engine.request import Tokens
-
-
-class CacheCtx:
-    """What a cache tells its policy (`engine.policies.base.Ctx`)."""
-
-    def __init__(self, store: PrefixStore, rng: random.Random, cost: CostModel, future: FutureIndex | None) -> None:
-        self._store, self.rng, self._cost, self.future = store, rng, cost, future
-        self.page_size, self.capacity_tokens = store.page_size, store.capacity_tokens
-
-    @property
-    def now(self) -> float:
-        return self._store.now
-
-    @property
-    def seq(self) -> int:
-        return self._store.seq
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._store.cached_tokens
-
-    def leaves(self) -> EvictableLeaves:
-        return self._store.leaves
-
-    def cost(self, start: int, n: int) -> float:
-        return self._cost(start, n)
 
 
 class PrefixStore:
@@ -107,17 +82,6 @@ class PrefixStore:
         """The key of `node` among its parent's children."""
         raise NotImplementedError
 
-    def _add_leaf(self, parent: RadixNode, key: bytes, pages: Pages, start: int) -> RadixNode:
-        """A new child, held once. The caller accounts for the hold in `parent.locks`."""
-        leaf = self._node(parent.namespace, parent, key, pages, start)
-        leaf.locks = 1
-        parent.children[self._edge(leaf)] = leaf
-        parent.n_children += 1
-        self.cached_tokens += leaf.n_tokens
-        if len(self._ghosts):
-            self.refetched_tokens += self._ghosts.take(leaf.page_keys) * self.page_size
-        return leaf
-
     def _insert_under(
         self,
         parent: RadixNode,
@@ -129,25 +93,28 @@ class PrefixStore:
         request: RequestView,
     ) -> Inserted:
         """Adds the leaf, if there is anything to add, and moves the hold of `lock` to the end of what is cached."""
-        if key:
-            at = start // self.page_size
-            own = pages[at : at + len(key) // self._page_bytes]
-            if len(own) * self._page_bytes != len(key):
-                have, need = len(pages) * self.page_size, start + len(key) // TOKEN_BYTES
-                raise ValueError(f"insert: pages for {have} tokens were given, the key has {need}")
-            node = self._add_leaf(parent, key, own.copy(), start)
-            if parent is not lock.node:  # else its hold on `parent` becomes the locked child's
+        if not key:
+            if parent is not lock.node:
                 self._hold(parent)
                 self._release(lock.node)
-            if self._hooks.on_insert:
-                self._hooks.on_insert(node, request, self.ctx)
-        else:
-            node = parent
-            if node is not lock.node:
-                self._hold(node)
-                self._release(lock.node)
+            return Inserted(Lock(parent, start), 0, n_duplicate)
         n_new = len(key) // TOKEN_BYTES
-        return Inserted(Lock(node, start + n_new), n_new, n_duplicate)
+        end = start + n_new
+        own = pages[start // self.page_size : end // self.page_size].copy()
+        if len(own) * self.page_size != n_new:
+            raise ValueError(f"insert: pages for {len(pages) * self.page_size} tokens were given, the key has {end}")
+        leaf = self._node(parent.namespace, parent, key, own, start)
+        leaf.locks = 1
+        parent.adopt(self._edge(leaf), leaf)
+        self.cached_tokens += n_new
+        if self.evicted_tokens:
+            self.refetched_tokens += self._ghosts.take(leaf.page_keys) * self.page_size
+        if parent is not lock.node:  # else its hold on `parent` becomes the locked child's
+            self._hold(parent)
+            self._release(lock.node)
+        if self._hooks.on_insert:
+            self._hooks.on_insert(leaf, request, self.ctx)
+        return Inserted(Lock(leaf, end), n_new, n_duplicate)
 
     # holds
 
@@ -272,8 +239,7 @@ class PrefixStore:
         parent = node.parent
         assert parent is not None
         self.leaves.remove(node)
-        del parent.children[self._edge(node)]
-        parent.n_children -= 1
+        parent.disown(self._edge(node))
         if parent.n_children or parent.locks:
             return
         if parent.parent is None:

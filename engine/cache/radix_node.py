@@ -21,6 +21,7 @@ class RadixNode:
 
     __slots__ = (
         "_page_keys",
+        "_sum_after",
         "_sum_before",
         "children",
         "hits",
@@ -58,7 +59,7 @@ class RadixNode:
         self.id = id
         self.namespace = namespace
         self.parent = parent
-        self.children: dict[bytes, RadixNode] = {}
+        self.children = NO_CHILDREN
         self.n_children = 0
         self.key = key
         """Its tokens, int64 as bytes."""
@@ -76,6 +77,7 @@ class RadixNode:
         self.queued = False
         """Known to the victim queue."""
         self._sum_before: int | None = None
+        self._sum_after: int | None = None
         self._page_keys: memoryview | None = None
 
     def __repr__(self) -> str:
@@ -88,36 +90,44 @@ class RadixNode:
 
     def _keys(self) -> memoryview:
         if self._page_keys is None:
-            self._page_keys = page_keys(running_sums(self.key, self.start, self._sum()), self.page_size)
+            sums = running_sums(self.key, self.start, self._sum())
+            self._page_keys, self._sum_after = page_keys(sums, self.page_size), int(sums[-1])
         return self._page_keys
 
     def _sum(self) -> int:
         """The running sum before the node's first token. Asks up the path as far as it isn't known yet."""
         unknown: list[RadixNode] = []
         node = self
-        while node._sum_before is None:
+        while node._sum_before is None and node.parent is not None:
             unknown.append(node)
-            if node.parent is None:
-                node._sum_before = namespace_seed(node.namespace)
-            else:
-                node = node.parent
-        for node in reversed(unknown):
-            if node.parent is not None:
-                node._sum_before = node.parent._sum_after()
-        assert self._sum_before is not None
-        return self._sum_before
+            node = node.parent
+        if node._sum_before is None:
+            node._sum_before = node._sum_after = namespace_seed(node.namespace)
+        before = node._sum_before
+        for below in reversed(unknown):
+            if node._sum_after is None:
+                node._sum_after = int(running_sums(node.key, node.start, before)[-1])
+            below._sum_before = before = node._sum_after
+            node = below
+        return before
 
-    def _sum_after(self) -> int:
-        assert self._sum_before is not None
-        if not self.key:
-            return self._sum_before
-        return int(running_sums(self.key, self.start, self._sum_before)[-1])
+    def adopt(self, edge: bytes, child: RadixNode) -> None:
+        """Makes `child` one of its children, or puts it in the place of the one found by the same `edge`."""
+        if self.children is NO_CHILDREN:
+            self.children = {}
+        self.children[edge] = child
+        self.n_children = len(self.children)
+
+    def disown(self, edge: bytes) -> None:
+        del self.children[edge]
+        self.n_children = len(self.children)
 
     def shorten(self, n_tokens: int) -> Pages:
         """Keeps the first `n_tokens` tokens; returns the pages of the others."""
         n_pages = n_tokens // self.page_size
         gone = self.pages[n_pages:]
         self.key, self.pages, self.n_tokens = self.key[: n_tokens * TOKEN_BYTES], self.pages[:n_pages], n_tokens
+        self._sum_after = None
         if self._page_keys is not None:
             self._page_keys = self._page_keys[:n_pages]
         return gone
@@ -133,4 +143,6 @@ class RadixNode:
             upper._page_keys, self._page_keys = self._page_keys[:n_pages], self._page_keys[n_pages:]
 
 
+NO_CHILDREN: dict[bytes, RadixNode] = {}
+"""Shared by all leaves, never written: most nodes are leaves."""
 NO_PAGES: Pages = np.empty(0, np.int32)

@@ -16,7 +16,7 @@ _INT64 = np.dtype(np.int64)
 
 def token_bytes(key: Tokens) -> bytes:
     """Raises TypeError unless `key` is an int64 array: tokens are compared as bytes."""
-    if key.dtype is not _INT64 and key.dtype != _INT64:
+    if key.dtype != _INT64:
         raise TypeError(f"the key is {key.dtype}; the cache takes int64 token ids: key.astype(np.int64)")
     return key.tobytes()
 
@@ -35,9 +35,12 @@ class RadixTree(PrefixStore):
         node = self._roots.get(namespace)
         if node is None:
             return Match(0, (), 0)
-        data = token_bytes(key)
+        data = key.tobytes() if key.dtype is _INT64 else token_bytes(key)
         page = self._page_bytes
-        end = min(limit * TOKEN_BYTES, len(data)) // page * page
+        end = limit * TOKEN_BYTES
+        if end > len(data):
+            end = len(data)
+        end -= end % page
         pos = size = 0
         path: list[RadixNode] = []
         while pos < end:
@@ -80,7 +83,7 @@ class RadixTree(PrefixStore):
 
         What is there already is used, not hit: its recency follows, its `hits` don't.
         """
-        data = token_bytes(key)
+        data = key.tobytes() if key.dtype is _INT64 else token_bytes(key)
         page = self._page_bytes
         self.seq += 1
         node = lock.node
@@ -111,10 +114,9 @@ class RadixTree(PrefixStore):
         upper.inserted_seq, upper.inserted_at = lower.inserted_seq, lower.inserted_at
         upper.used_seq, upper.used_at, upper.hits = lower.used_seq, lower.used_at, lower.hits
         upper.slot = self._copy_slot(lower.slot)
-        parent.children[self._edge(lower)] = upper
+        parent.adopt(self._edge(lower), upper)
         lower.halve(upper, at)
-        upper.children[self._edge(lower)] = lower
-        upper.n_children = 1
+        upper.adopt(self._edge(lower), lower)
         upper.locks = 1 if lower.locks else 0
         if self._hooks.on_split:
             self._hooks.on_split(upper, lower, self.ctx)

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -66,7 +67,7 @@ def available(kind: str) -> list[str]:
 
 
 def _module_from_file(path: Path) -> ModuleType:
-    name = f"radixlab_policy_{path.stem}"
+    name = f"radixlab_policy_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PolicyError(f"{path} can't be imported as Python: name a .py file")
