@@ -101,12 +101,12 @@ ACTIVITIES = (
 )
 
 
-def _rows(rng: random.Random, people: tuple[str, ...], least_told: int) -> list[Row]:
-    """Every activity, cut at every step from `least_told` on, with every person."""
+def _rows(rng: random.Random, people: tuple[str, ...]) -> list[Row]:
+    """Every activity, cut after one step to three, with every person."""
     rows = []
     for person in people:
         for activity in ACTIVITIES:
-            for told in range(least_told, len(activity.steps)):
+            for told in range(1, 4):
                 others = rng.sample([other for other in ACTIVITIES if other is not activity], 3)
                 endings = [activity.steps[told], *(rng.choice(other.steps) for other in others)]
                 right = endings[0]
@@ -121,10 +121,10 @@ def _rows(rng: random.Random, people: tuple[str, ...], least_told: int) -> list[
 
 
 def sample_items() -> list[Row]:
-    return _rows(random.Random("hellaswag sample"), PEOPLE[:4], 1)
+    return _rows(random.Random("hellaswag sample"), PEOPLE[:4])
 
 
 def warmup_items(n_shots: int = 20, n: int = 4) -> tuple[list[Row], list[Row]]:
     """Examples and `n` items that aren't in the sample."""
-    rows = _rows(random.Random("hellaswag warm-up"), PEOPLE[4:], 1)
+    rows = _rows(random.Random("hellaswag warm-up"), PEOPLE[4:])
     return rows[:n_shots], rows[n_shots : n_shots + n]
