@@ -192,6 +192,14 @@ def test_a_stop_completed_too_early_never_counts_but_one_that_began_early_does()
     assert (out.text, out.stopped_by) == ("xy", "xy")
 
 
+def test_a_stop_completed_too_early_does_not_count_later_when_a_longer_stop_holds_it_back() -> None:
+    tokenizer = builtin_tokenizer()
+    x, y, z = (tokenizer.encode(c, add_special_tokens=False)[0] for c in "xyz")
+    out = OutputText(tokenizer, [], stop=("xy", "xyxy"), min_tokens=3)
+    assert [out.push(t) for t in (x, y, z)] == ["", "", "xyz"]
+    assert out.stopped_by is None
+
+
 def test_text_held_back_comes_out_at_the_end() -> None:
     tokenizer = builtin_tokenizer()
     out = OutputText(tokenizer, [], stop=("abc\ufffd!",))

@@ -336,6 +336,22 @@ def test_splitmix64_gives_its_published_sequence() -> None:
     assert hashed_random.mix64(states).tolist() == wanted
 
 
+def test_streams_of_seeds_that_differ_by_the_step_of_the_generator_do_not_overlap() -> None:
+    step = int(hashed_random.GOLDEN)
+    ahead = hashed_random.uniform([7] * 100, list(range(1, 101)))
+    assert not set(ahead) & set(hashed_random.uniform([7 + step] * 100, list(range(100))))
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2.0**-52])
+def test_no_random_number_picks_a_token_of_probability_zero(u: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashed_random, "uniform", lambda seeds, _: np.full(len(seeds), u))
+    logits = torch.full((1, VOCAB), -math.inf)
+    logits[0, [30, 60]] = torch.tensor([0.3, 0.7]).log()
+    wanted = 30 if u == 0 else 60
+    assert sample(logits, [request()]).tokens == (wanted,)
+    assert sample(logits, [request(top_p=0.999)]).tokens == ((60,) if u < 0.7 else (30,)), "likeliest first"
+
+
 def test_hashed_numbers_are_uniform_along_seeds_and_along_positions() -> None:
     n = 1 << 14
     for seeds, counters in [(list(range(n)), [0] * n), ([2**63 - 1] * n, list(range(n)))]:
