@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine import hub
 from engine.builtin_text import TEXT
 from engine.byte_pair import BytePairTokenizer, refuse_half_characters, train
 
@@ -17,7 +17,6 @@ BUILTIN_VOCAB = 512
 _SPECIALS = ("<unk>", "<s>", "</s>")
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|startoftext|>")
 _EOS_NAMES = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_end|>")
-_HUB_TIMEOUT_S = 5
 _HUB_FILES = ("*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.jinja")
 
 
@@ -134,7 +133,11 @@ def load_tokenizer(path_or_name: str | Path) -> HFTokenizer:
         return _from_folder(path, name)
     if path.is_absolute() or name.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise TokenizerError(f"no tokenizer at {name}: give a Hugging Face folder, a tokenizer.json or a hub name")
-    return _from_folder(_download(name), name)
+    try:
+        folder = hub.fetch(name, _HUB_FILES)
+    except hub.HubError as error:
+        raise TokenizerError(f"no tokenizer {name}: {error} or of a tokenizer.json") from error
+    return _from_folder(folder, name)
 
 
 def _from_file(path: Path) -> HFTokenizer:
@@ -175,20 +178,6 @@ def _eos_ids(file: Path) -> list[int]:
     except ValueError as error:
         raise TokenizerError(f"{file} is not JSON: {error}") from error
     return list(value) if isinstance(value, list) else [value] if isinstance(value, int) else []
-
-
-def _download(name: str) -> Path:
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(_HUB_TIMEOUT_S))
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(_HUB_TIMEOUT_S))
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), etag_timeout=_HUB_TIMEOUT_S))
-    except Exception as error:
-        raise TokenizerError(
-            f"no tokenizer {name!r}: there is no such folder, and the hub gave {type(error).__name__}: {error}; "
-            "give the path of a Hugging Face folder or of a tokenizer.json"
-        ) from error
 
 
 def _decoder_kinds(decoder: dict[str, Any] | None) -> list[str]:
