@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+import conf
 from experiments.config import ConfigError, closest, outside_file
 from workloads.registry import workload_class
 
@@ -27,16 +31,17 @@ def admit_files(arguments: Sequence[str]) -> list[str]:
 
 def _admit(argument: str) -> str:
     name, equals, value = argument.partition("=")
-    if name != "workload" or not equals or ".py:" not in value:
+    if name != "workload" or not equals or ".py" not in value:
         return argument
     choices = []
     for choice in value.split(","):
         spec = choice.strip().strip("'\"")
-        if outside_file(spec) is None:
+        if outside_file(spec) is None and not spec.endswith(".py"):
             choices.append(choice)
             continue
-        option = f"{spec.rsplit(':', 1)[1]}_{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
-        ConfigStore.instance().store(group="workload", name=option, node={"name": spec, **_parameters(spec)})
+        node = {"name": spec, **_parameters(spec)}
+        option = f"{spec.rsplit(':', 1)[-1]}_{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
+        ConfigStore.instance().store(group="workload", name=option, node=node)
         choices.append(option)
     return f"{name}={','.join(choices)}"
 
@@ -48,46 +53,60 @@ def _parameters(spec: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty and isinstance(p.default, plain)}
 
 
-def explain(error: BaseException, config: DictConfig | None = None) -> str:
+def explain(error: BaseException, arguments: Sequence[str]) -> str:
     """One or two lines for an error of composition: what was given, what is allowed, the closest match."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, given = str(error.missing_cfg_file or "").rpartition("/")
-        group = group or "config"
-        options = sorted(error.options)
-        hint = closest(given, options)
+        options = sorted(option for option in error.options if not _is_file_option(option))
         also = ", or a file: path/to/mine.py:MyWorkload" if group == "workload" else ""
-        return f"unknown {group} {given!r}{hint or ';'} available: {', '.join(options)}{also}"
+        what = f"unknown {group or 'config'} {given!r}{closest(given, options) or ';'}"
+        return f"{what} available: {', '.join(options)}{also}"
     if isinstance(error, OverrideParseException):
         return f"can't read the argument {error.override!r}: it must look like name=value (quote special characters)"
     text = " ".join(str(error).split())
-    cause = error.__cause__
-    unknown = re.search(
-        r"Key '([^']+)' is not in struct(?: full_key: (\S+))?", text + " " + " ".join(str(cause).split())
-    )
-    override = re.search(r"Could not override '([^']+)'", text)
-    if unknown is not None:
-        full = override.group(1) if override is not None else unknown.group(2) or unknown.group(1)
-        return _unknown_key(full, config)
-    no_group = re.search(r"Could not override '([^']+)'\. No match in the defaults list", text)
-    if no_group is not None:
-        return _unknown_key(no_group.group(1), config)
-    return text
+    key = re.search(r"Could not override '([^']+)'|Key '[^']+' is not in struct full_key: (\S+)", text)
+    return text if key is None else _unknown_key(key.group(1) or key.group(2), arguments) or text
 
 
 def is_composition_error(error: BaseException) -> bool:
     """Whether it came from what the user wrote in a config or on the command line."""
-    return isinstance(error, HydraException | OmegaConfBaseException | ConfigCompositionException | ConfigError)
+    if isinstance(error, HydraException | OmegaConfBaseException | ConfigError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        isinstance(error, ValueError)
+        and bool(frames)
+        and Path(hydra.__file__).parent in Path(frames[-1].filename).parents
+    )
 
 
-def _unknown_key(full: str, config: DictConfig | None) -> str:
-    allowed: list[str] = []
+def _is_file_option(option: str) -> bool:
+    return re.search(r"_[0-9a-f]{8}$", option) is not None
+
+
+def _unknown_key(full: str, arguments: Sequence[str]) -> str:
+    """Empty when the key is known after all: the error is about its value."""
     prefix, _, key = full.rpartition(".")
-    if config is not None:
-        node = config
+    allowed = settings_in(prefix, arguments)
+    if allowed and key not in allowed:
+        return f"unknown setting {full!r}{closest(key, allowed) or ';'} allowed: {', '.join(allowed)}"
+    first, top = full.split(".")[0], settings_in("", arguments)
+    if not top or first in top:
+        return ""
+    return f"unknown setting {full!r}{closest(first, top) or ';'} allowed: {', '.join(top)}"
+
+
+def settings_in(prefix: str, arguments: Sequence[str]) -> list[str]:
+    """Settings below `prefix` ("" for the top) in the configuration that the arguments' choices of groups make."""
+    folder = Path(next(iter(conf.__path__))).resolve()
+    groups = {path.name for path in folder.iterdir() if path.is_dir()}
+    chosen = [text for text in admit_files(arguments) if text.split("=")[0] in groups and "," not in text]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+            config: Any = hydra.compose("config", chosen)
         for part in prefix.split(".") if prefix else []:
-            node = node.get(part) if isinstance(node, DictConfig) else None
-        allowed = [str(k) for k in node] if isinstance(node, DictConfig) else []
-        if not allowed:  # the folder itself is misspelt
-            key, allowed, full = full.split(".")[0], [str(k) for k in config], full
-    listed = f" allowed{' in ' + prefix if prefix and allowed else ''}: {', '.join(allowed)}" if allowed else ""
-    return f"unknown setting {full!r}{closest(key, allowed) or ';'}{listed}"
+            config = config[part]
+        return [str(name) for name in config]
+    except (HydraException, OmegaConfBaseException, LookupError, TypeError, ValueError):
+        return []

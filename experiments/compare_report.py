@@ -33,7 +33,8 @@ def render_comparison(base: Run, comparisons: Sequence[Comparison], warnings: Se
             "ratios": (
                 forest(base, comparisons),
                 "Ratios to the base with 95 % intervals. Blue: better, vermilion: worse, "
-                "grey: the interval holds 1 or there is none.",
+                "grey: the interval holds 1 or there is none. "
+                "An arrow: the interval goes on beyond the edge.",
             ),
             "latency": (distributions(runs), "Latency distributions (empirical, all repeats)."),
         }
@@ -64,7 +65,9 @@ def forest(base: Run, comparisons: Sequence[Comparison]) -> Figure:
     rows = len(RATIO_NAMES) * (len(comparisons) + 1)
     figure = Figure(figsize=(7.2, 0.9 + 0.2 * rows), layout="constrained")
     ax = figure.subplots()
-    ticks, labels, shown = [], [], [1.0]
+    ticks, labels = [], []
+    values = [r.value for c in comparisons for r in c.ratios.values() if r.value is not None and r.value > 0]
+    left, right = min([1.0, *values]) / 2, max([1.0, *values]) * 2
     for i, (name, title) in enumerate(RATIO_NAMES.items()):
         top = -i * (len(comparisons) + 1.0)
         ticks.append(top - (len(comparisons) - 1) / 2)
@@ -74,23 +77,27 @@ def forest(base: Run, comparisons: Sequence[Comparison]) -> Figure:
             if ratio.value is None or ratio.value <= 0:
                 continue
             color, y = _color(name, ratio.low, ratio.high), top - j
-            if ratio.low is not None and ratio.high is not None and ratio.low > 0:
-                ax.plot([ratio.low, ratio.high], [y, y], color=color, linewidth=2)
-                shown += [ratio.low, ratio.high]
+            if ratio.low is not None and ratio.high is not None:
+                ax.plot([max(ratio.low, left), min(ratio.high, right)], [y, y], color=color, linewidth=2)
+                for bound, edge, marker in ((ratio.low, left, "<"), (ratio.high, right, ">")):
+                    if bound < left or bound > right:  # it goes on beyond the edge
+                        ax.plot([edge], [y], marker, color=color, markersize=5, clip_on=False)
             ax.plot([ratio.value], [y], "o", color=color, markersize=4.5)
-            shown.append(ratio.value)
             ax.annotate(comparison.run.name, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7.5)
     ax.axvline(1, color="#555555", linewidth=0.9)
     ax.set_xscale("log")
-    ax.set_xlim(min(shown) / 1.15, max(shown) * 1.15)
+    ax.set_xlim(left, right)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    ax.xaxis.set_minor_formatter(
-        FuncFormatter(lambda x, _: f"{x:g}") if max(shown) / min(shown) < 8 else NullFormatter()
-    )
+    ax.xaxis.set_minor_formatter(FuncFormatter(_minor) if right / left < 30 else NullFormatter())
     ax.set_yticks(ticks, labels)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(f"ratio to {base.name} (log scale)")
     return figure
+
+
+def _minor(x: float, _: float) -> str:
+    """Labels 2 and 5 of each decade."""
+    return f"{x:g}" if f"{x:e}"[0] in "25" else ""
 
 
 def distributions(runs: Sequence[Run]) -> Figure:
@@ -108,6 +115,7 @@ def distributions(runs: Sequence[Run]) -> Figure:
             sample = values.dropna().to_numpy(np.float64)
             found.append(sample)
             plots.ecdf(ax, sample, color, run.name)
+        plots.scale_seconds(ax, found)
         ax.set_title(plots.LATENCY_NAMES[name])
         ax.set_xlabel("seconds")
         ax.set_ylabel("fraction below")

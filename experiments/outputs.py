@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -60,6 +61,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def check_writable(root: Path) -> None:
+    """Raises OutputError when results could not be written below `root`: before the work, not after it."""
+    there = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"outputs={root}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"outputs={root}: no permission to write in {there}; give another folder")
+
+
 def write_whole(folder: Path, files: Mapping[str, Write]) -> None:
     """Writes `files` (name: writer) into a hidden neighbour of `folder`, syncs them to the disk, then renames it.
 
@@ -85,8 +95,7 @@ def write_whole(folder: Path, files: Mapping[str, Write]) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
-            f"can't write {name or 'the results'} of {folder}: {reason}; nothing was left there. "
-            "Free some space, or give another folder with outputs=PATH, and run it again"
+            f"can't write {name or 'the results'} of {folder}: {reason}; nothing was left there. {_advice(error)}"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -107,6 +116,12 @@ def write_bytes(data: bytes) -> Write:
 def _write_bytes(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space there, or give a folder on another disk with outputs=PATH, and run it again"
+    return "Give another folder with outputs=PATH, and run it again"
 
 
 def _make(directory: Path) -> list[Path]:

@@ -28,7 +28,7 @@ LATENCY_NAMES = {
 }
 POINTS = 600
 """Most points of a line over time: more can't be told apart on paper."""
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -91,6 +91,7 @@ def latency(measured: Sequence[Measured]) -> Figure:
         tables = [one.programs if name == "program_latency_s" else one.requests for one in measured]
         parts = [table[name].dropna().to_numpy(np.float64) for table in tables]
         ecdf(ax, np.concatenate(parts), BLUE, markers=min(map(len, parts)))
+        scale_seconds(ax, parts)
         ax.set_title(title)
         ax.set_xlabel("seconds")
         ax.set_ylabel("fraction below")
@@ -111,7 +112,6 @@ def ecdf(ax: Axes, values: np.ndarray, color: str, label: str | None = None, mar
         color=color,
         label=label,
     )
-    _log_if_wide(ax, ordered)
     for text, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
         if markers >= needed_samples(q):
             x = float(np.quantile(ordered, q))
@@ -127,31 +127,29 @@ def ecdf(ax: Axes, values: np.ndarray, color: str, label: str | None = None, mar
 
 
 def load_over_time(one: Measured) -> Figure:
-    """Tokens a second above, requests that run and wait below."""
-    figure, (top, bottom) = _figure(2, 1, height=4.2, sharex=True)
-    steps = one.steps
-    edges = np.linspace(0, max(one.duration_s, 1e-9), _bins(len(steps)) + 1)
-    middle, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    ends = steps["time"].to_numpy(np.float64)
-    for column, label, color in (
-        ("n_cached", "prompt, from the cache", SKY),
-        ("n_prefill", "prompt, computed", BLUE),
-        ("n_decode", "output", ORANGE),
+    """Prompt tokens a second, output tokens a second, requests that run and wait."""
+    figure, (prompts, outputs, requests) = _figure(3, 1, height=5.2, sharex=True)
+    for column, label, color, ax in (
+        ("n_cached", "from the cache", SKY, prompts),
+        ("n_prefill", "computed", BLUE, prompts),
+        ("n_decode", "decoded", ORANGE, outputs),
     ):
-        tokens, _ = np.histogram(ends, edges, weights=steps[column].to_numpy(np.float64))
-        top.plot(middle, tokens / width, color=color, label=label, drawstyle="steps-mid")
-    top.set_ylim(bottom=0)
-    top.set_ylabel("tokens / s")
-    top.set_title("throughput")
-    _legend(top, 3)
-    shown = _thin(steps)
-    bottom.step(shown["time"], shown["running"], where="post", color=GREEN, label="running")
-    bottom.step(shown["time"], shown["waiting"], where="post", color=RED, label="waiting")
-    bottom.set_ylim(bottom=0)
-    bottom.set_ylabel("requests")
-    bottom.set_xlabel("seconds since the start")
-    bottom.set_title("requests in the system")
-    _legend(bottom, 2)
+        edges, tokens = _binned(one, column)
+        ax.stairs(tokens / np.diff(edges), edges, color=color, label=label, linewidth=1.4)
+        ax.set_ylim(bottom=0)
+        ax.set_ylabel("tokens / s")
+    prompts.set_title("prompt tokens")
+    _legend(prompts, 2)
+    outputs.set_title("output tokens after each request's first")
+    shown = _thin(one.steps)
+    requests.step(shown["time"], shown["running"], where="post", color=GREEN, label="running")
+    requests.step(shown["time"], shown["waiting"], where="post", color=RED, label="waiting")
+    requests.set_ylim(bottom=0)
+    requests.set_xlim(0, one.duration_s)
+    requests.set_ylabel("requests")
+    requests.set_xlabel("seconds since the start")
+    requests.set_title("requests in the system")
+    _legend(requests, 2)
     return figure
 
 
@@ -165,7 +163,7 @@ def cache_over_time(one: Measured, pool_tokens: int | None) -> Figure:
     pool = pool_tokens if pool_tokens is not None else int((cached + free).max())
     held = np.maximum(pool - free - cached, 0)
     parts = (
-        (held, "held by requests, not cached", ORANGE),
+        (held, "requests' own", ORANGE),
         (cached - evictable, "cached, in use", BLUE),
         (evictable, "cached, evictable", SKY),
         (free, "free", "#EFEFEF"),
@@ -180,21 +178,17 @@ def cache_over_time(one: Measured, pool_tokens: int | None) -> Figure:
     )
     top.set_ylim(0, pool / scale)
     top.set_ylabel(unit)
-    top.set_title(f"KV pool ({pool:,} tokens)")
+    top.set_title("KV pool")
     _legend(top, 4)
-    steps = one.steps
-    hits = steps["n_cached"].to_numpy(np.float64)
-    looked_up = hits + steps["n_prefill"].to_numpy(np.float64)
-    edges = np.linspace(0, max(one.duration_s, 1e-9), _bins(len(steps)) + 1)
-    ends = steps["time"].to_numpy(np.float64)
-    window_hits, _ = np.histogram(ends, edges, weights=hits)
-    window_all, _ = np.histogram(ends, edges, weights=looked_up)
+    edges, window_hits = _binned(one, "n_cached")
+    _, window_computed = _binned(one, "n_prefill")
+    hits, computed = (one.steps[name].to_numpy(np.float64).cumsum() for name in ("n_cached", "n_prefill"))
     with np.errstate(invalid="ignore", divide="ignore"):
-        window = 100 * window_hits / window_all
-        so_far = 100 * np.cumsum(hits) / np.cumsum(looked_up)
-    bottom.plot((edges[:-1] + edges[1:]) / 2, window, color=SKY, label="in this moment", drawstyle="steps-mid")
-    bottom.plot(ends, so_far, color=BLUE, label="so far")
+        window, so_far = 100 * window_hits / (window_hits + window_computed), 100 * hits / (hits + computed)
+    bottom.plot((edges[:-1] + edges[1:]) / 2, window, ".", color=SKY, markersize=5, label="of each interval's prompts")
+    bottom.plot(one.steps["time"], so_far, color=BLUE, label="so far")
     bottom.set_ylim(0, 103)
+    bottom.set_xlim(0, one.duration_s)
     bottom.set_ylabel("prompt tokens\nfrom the cache (%)")
     bottom.set_xlabel("seconds since the start")
     bottom.set_title("hit rate")
@@ -276,16 +270,22 @@ def _legend(ax: Axes, columns: int) -> None:
     )
 
 
-def _log_if_wide(ax: Axes, ordered: np.ndarray) -> None:
-    """A logarithmic axis where the samples span more than a factor of 30."""
-    if ordered[0] > 0 and ordered[-1] / ordered[0] > 30:
+def scale_seconds(ax: Axes, samples: Sequence[np.ndarray]) -> None:
+    """A logarithmic axis where the samples span more than a factor of 30, else one from 0. After all is drawn."""
+    values = np.concatenate([*samples, np.empty(0)])
+    if not len(values):
+        return
+    if values.min() > 0 and values.max() / values.min() > 30:
         ax.set_xscale("log")
     else:
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, values.max() * 1.05 or 1.0)
 
 
-def _bins(n_steps: int) -> int:
-    return int(np.clip(n_steps // 2, 1, 60))
+def _binned(one: Measured, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Edges of equal intervals over the run, seconds, and the column's sum in each."""
+    edges = np.linspace(0, max(one.duration_s, 1e-9), int(np.clip(len(one.steps) // 2, 1, 60)) + 1)
+    ends, values = one.steps["time"].to_numpy(np.float64), one.steps[column].to_numpy(np.float64)
+    return edges, np.histogram(ends, edges, weights=values)[0]
 
 
 def _thin(steps: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from experiments.plots import seconds
 CAPTIONS = {
     "latency": "Latency distributions (empirical, all repeats). Times count from when a call was due. Dots mark the "
     "percentiles that the sample size supports.",
-    "load": "Tokens a second by kind, and requests in the system (first repeat).",
+    "load": "Tokens a second by kind, and requests in the system after each step (first repeat).",
     "cache": "What fills the KV pool after each step, and the share of prompt tokens found there (first repeat).",
     "time": "Wall time by what the engine was doing, and tokens by where they came from (all repeats). Prefill, mixed "
     "and decode steps are forward passes over prompt tokens only, both, output tokens only.",
@@ -168,6 +168,6 @@ def _overhead(summary: Mapping[str, Any]) -> list[Row]:
         "other_s": "sampling, text, rest",
     }
     return [
-        Row(names.get(key, key), seconds(value), f"{100 * value / whole:.2g} % of step time" if whole else "")
+        Row(names.get(key, key), seconds(value), f"{100 * value / whole:.3g} % of step time" if whole else "")
         for key, value in parts.items()
     ]

@@ -21,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from engine.policies.base import PolicyError
 from experiments.arguments import admit_files, explain, is_composition_error
 from experiments.config import RunConfig
 from experiments.load import JobError
-from experiments.outputs import OutputError, find_finished, new_folder, read_summary, write_whole
+from experiments.outputs import OutputError, check_writable, find_finished, new_folder, read_summary, write_whole
 from experiments.progress import Bar
 from workloads.registry import WorkloadError
 
@@ -37,6 +38,10 @@ class SetupError(RuntimeError):
     """A cell could not be set up: what it names is wrong or missing. Says which cell and why."""
 
 
+TOLD = (SetupError, OutputError, WorkloadError, JobError, PolicyError)
+"""What is wrong with what the user gave: the message suffices."""
+
+
 class Session:
     """What the cells of one command line share: the terminal, the exit code, the scratch folder."""
 
@@ -46,7 +51,7 @@ class Session:
         self.console = Console(highlight=False, soft_wrap=True)
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
         self._debug = "debug=true" in (argument.lower() for argument in argv)
-        self._config: DictConfig | None = None
+        self._announced: set[str] = set()
         self._scratch = tempfile.mkdtemp(prefix="radixlab-")
         OmegaConf.register_new_resolver("scratch", lambda: self._scratch, replace=True)
 
@@ -70,7 +75,6 @@ class Session:
 
     def run(self, composed: DictConfig) -> None:
         """One job of Hydra's. A cell that fails doesn't stop the others of a sweep."""
-        self._config = composed
         try:
             overrides = list(HydraConfig.get().overrides.task)
             config = _parse(composed)
@@ -97,6 +101,8 @@ class Session:
                 at = "" if then == here["git"] else f" (at commit {str(then)[:10]}, now {str(here['git'])[:10]})"
                 self.console.print(f"skipped, finished already: {done}{at}; force=true runs it again")
                 folders[i] = done
+            else:
+                check_writable(config.outputs)
         todo = [i for i in range(len(configs)) if i not in folders]
         cells = {i: self._set_up(configs[i]) for i in todo}
         measured = self._measure(cells)
@@ -117,13 +123,16 @@ class Session:
             workload = load_workload(config.workload, config.workload_args)
             system = make_system(config)
             if system.count_tokens is not None:
-                workload.count_tokens = system.count_tokens  # type: ignore[method-assign]
+                workload.count_tokens = system.count_tokens
             workload.load()
-        except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
+        except (ValueError, TypeError, LookupError, OSError, PolicyError) as error:
             raise SetupError(f"{config.workload_label} with {config.policy_label}: {error}") from error
         origin, path, _, note = workload.data
         where = " ".join(part for part in (path, f"({note})" if note else "") if part)
-        self.console.print(f"data of {config.workload_label}: {origin} {where}".rstrip(), markup=False)
+        line = f"data of {config.workload_label}: {origin} {where}".rstrip()
+        if line not in self._announced:
+            self._announced.add(line)
+            self.console.print(line, markup=False)
         return Cell(config, workload, system)
 
     def _measure(self, cells: dict[int, Cell]) -> dict[int, list[Measured]]:
@@ -177,6 +186,7 @@ class Session:
         self.console.print(table)
         if summary["errors"]:
             first = next(e for one in measured for e in one.programs["error"] if isinstance(e, str))
+            self.exit_code = 1 if summary["errors"] == summary["programs"] else self.exit_code
             self._say(f"{summary['errors']} of {summary['programs']} programs failed; the first: {first}")
 
     def _compare(self, folders: Sequence[Path], config: RunConfig) -> None:
@@ -187,12 +197,16 @@ class Session:
 
     def _fail(self, error: Exception) -> None:
         self.exit_code = 1
-        known = is_composition_error(error) or isinstance(error, SetupError | OutputError | WorkloadError | JobError)
+        known = is_composition_error(error) or isinstance(
+            error, SetupError | OutputError | WorkloadError | JobError | PolicyError
+        )
         if self._debug or not known:
             traceback.print_exception(error, file=sys.stderr)
         else:
-            text = explain(error, self._config) if is_composition_error(error) else " ".join(str(error).split())
+            text = explain(error, self.argv[1:]) if is_composition_error(error) else " ".join(str(error).split())
             self._say(f"error: {text}")
+            if isinstance(error, PolicyError) or isinstance(error.__cause__, PolicyError):
+                self._say("debug=true shows where")
 
     def _say(self, text: str) -> None:
         self.errors.print(text, markup=False)

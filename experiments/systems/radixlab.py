@@ -11,8 +11,10 @@ import pandas as pd
 
 from engine.clock import Clock
 from engine.config import EngineConfig
-from engine.engine import Engine, make_engine
+from engine.engine import Engine
+from engine.make import make_engine
 from engine.metrics import StepSample
+from engine.policies.registry import make_policy
 from experiments.config import POLICY_PARTS, ConfigError, RunConfig, closest
 from experiments.metrics import Totals
 from experiments.systems.base import Live
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 ELSEWHERE = ("model", "dtype", "model_seed", "tokenizer", "seed")
 """Settings of the engine that come from other groups."""
+KINDS = {"eviction": "eviction", "retention": "retention", "scheduling": "schedule", "admission": "admission"}
+"""Kind of policy: its setting."""
 
 
 class RadixlabSystem:
@@ -122,4 +126,7 @@ def engine_config(config: RunConfig) -> EngineConfig:
 
 def make(config: RunConfig) -> RadixlabSystem:
     """Loads the model and makes the engine. Raises what `make_engine` raises, and ConfigError."""
-    return RadixlabSystem(make_engine(engine_config(config)), random_weights=not config.model.get("path"))
+    wanted = engine_config(config)
+    for kind, part in KINDS.items():  # before the model is loaded, which may take minutes
+        make_policy(kind, getattr(wanted, part), dict(getattr(wanted, f"{part}_args")))
+    return RadixlabSystem(make_engine(wanted), random_weights=not config.model.get("path"))
