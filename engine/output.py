@@ -6,9 +6,6 @@ from engine.detokenizer import OutputText
 from engine.request import FinishReason, Request
 from engine.tokenizer import Tokenizer
 
-PROMPT_TAIL = 16
-"""Prompt tokens looked at for the character that the prompt may end inside of."""
-
 
 class Outputs:
     """Follows each request's output token by token.
@@ -49,7 +46,7 @@ class Outputs:
 
     def _open(self, request: Request, stop: tuple[str, ...]) -> OutputText:
         assert self._tokenizer is not None  # stop strings without a tokenizer are refused at the door
-        return OutputText(self._tokenizer, request.key[-PROMPT_TAIL:].tolist(), stop, request.params.min_tokens)
+        return OutputText(self._tokenizer, request.key.tolist(), stop, request.params.min_tokens)
 
     def close(self, request: Request) -> None:
         """Sets `request.text`; a stop token is no part of it."""
