@@ -2,7 +2,7 @@
 
     python -m experiments.compare outputs/mmlu/lru/RUN outputs/mmlu/none/RUN
 
-The first run is the base. Programs are paired by name (and averaged over repeats first), throughput by repeat.
+The first run is the base. Programs are paired by name and repeat, throughput by repeat.
 Exit code: 0 compared, 1 a run can't be read, 2 the runs can't be compared.
 """
 
@@ -85,7 +85,11 @@ def differences(base: Run, other: Run) -> tuple[list[str], list[str]]:
         grave.append("no program has the same name in both")
     elif ours != theirs:
         slight.append(f"{len(ours ^ theirs)} programs are in one run only and are left out of the pairs")
-    if base.summary["repeats"] != other.summary["repeats"]:
+    if min(base.summary["repeats"], other.summary["repeats"]) == 1:
+        slight.append(
+            "one run only: intervals tell how programs differ, not how much the machine drifts; use repeats=N"
+        )
+    elif base.summary["repeats"] != other.summary["repeats"]:
         slight.append(f"repeats: {base.summary['repeats']} and {other.summary['repeats']}; the first are paired")
     return grave, slight
 
@@ -97,9 +101,7 @@ def compare(base: Run, other: Run) -> Comparison:
         pairs = list(zip(base.summary["by_repeat"], other.summary["by_repeat"]))
         ratios[name] = repeat_ratio([_number(a[name]) for a, _ in pairs], [_number(b[name]) for _, b in pairs])
     for name in LATENCIES:
-        a, b = _by_program(base, name), _by_program(other, name)
-        both = a.index.intersection(b.index)
-        ratios[name] = paired_ratio(a[both].to_numpy(), b[both].to_numpy())
+        ratios[name] = latency_ratio(_by_program(base, name), _by_program(other, name))
     return Comparison(other, ratios, (base.summary["hit_rate"], other.summary["hit_rate"]))
 
 
@@ -158,6 +160,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def latency_ratio(base: pd.Series, other: pd.Series) -> Interval:
+    """other / base of the means over the programs that both have; the series are indexed by (repeat, program).
+
+    From repeats where there are some: they alone know how much a whole run varies. Else from the programs of one run.
+    """
+    pairs = pd.DataFrame({"base": base, "other": other}).dropna().reset_index()
+    if pairs["repeat"].nunique() > 1:
+        means = pairs.groupby("repeat")[["base", "other"]].mean()
+        return repeat_ratio(means["base"].to_numpy(), means["other"].to_numpy())
+    return paired_ratio(pairs["base"].to_numpy(), pairs["other"].to_numpy())
+
+
 def program_latencies(run: Run) -> pd.Series:
     """Seconds from a program's due time to its last call's end, by (repeat, program); failed programs left out."""
     ended = run.requests.groupby(["repeat", "program"]).agg(
@@ -168,10 +182,10 @@ def program_latencies(run: Run) -> pd.Series:
 
 
 def _by_program(run: Run, name: str) -> pd.Series:
-    """Mean over a program's calls and repeats, by program name."""
+    """Mean over a program's calls, by (repeat, program)."""
     if name == "program_latency_s":
-        return program_latencies(run).groupby("program").mean()
-    return run.requests.dropna(subset=[name]).groupby("program")[name].mean()
+        return program_latencies(run)
+    return run.requests.dropna(subset=[name]).groupby(["repeat", "program"])[name].mean()
 
 
 def _differing(base: Run, other: Run, keys: Sequence[str]) -> list[str]:

@@ -60,7 +60,6 @@ def render_comparison(base: Run, comparisons: Sequence[Comparison], warnings: Se
 def forest(base: Run, comparisons: Sequence[Comparison]) -> Figure:
     """Each metric's ratio and interval, a line each, on a logarithmic axis."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     rows = len(RATIO_NAMES) * (len(comparisons) + 1)
     figure = Figure(figsize=(7.2, 0.9 + 0.2 * rows), layout="constrained")
@@ -87,17 +86,14 @@ def forest(base: Run, comparisons: Sequence[Comparison]) -> Figure:
     ax.axvline(1, color="#555555", linewidth=0.9)
     ax.set_xscale("log")
     ax.set_xlim(left, right)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    ax.xaxis.set_minor_formatter(FuncFormatter(_minor) if right / left < 30 else NullFormatter())
+    ax.minorticks_off()
+    steps = (1, 2, 5) if right / left < 1000 else (1,)
+    marks = [m * 10.0**power for power in range(-6, 7) for m in steps if left <= m * 10.0**power <= right]
+    ax.set_xticks(marks, [f"{mark:g}" for mark in marks])
     ax.set_yticks(ticks, labels)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(f"ratio to {base.name} (log scale)")
     return figure
-
-
-def _minor(x: float, _: float) -> str:
-    """Labels 2 and 5 of each decade."""
-    return f"{x:g}" if f"{x:e}"[0] in "25" else ""
 
 
 def distributions(runs: Sequence[Run]) -> Figure:
