@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from engine.cache.hooks import Hooks, guarded
 from engine.cache.radix_tree import RadixTree
 from engine.conformance.fingerprint import fingerprint
-from engine.conformance.traffic import Script, Traffic, scripts
+from engine.conformance.traffic import Script, Traffic, random_scripts, scripts
 from engine.policies.base import Ctx, EvictionPolicy, Hint, Node, RequestView, broken
 
 
@@ -140,8 +140,6 @@ def watch(policy: EvictionPolicy) -> Watched:
 
 def _decisions(make: Callable[[], EvictionPolicy], script: Script, *, watched: bool) -> list[tuple[int, int, int]]:
     policy = make()
-    if not isinstance(policy, EvictionPolicy):
-        raise TypeError(f"check_eviction: {policy!r} isn't an engine.policies.base.EvictionPolicy")
     observed = watch(policy) if watched else None
     traffic = Traffic(observed or policy, script.page_size, script.n_pages)
     if observed:
@@ -160,18 +158,19 @@ def _decisions(make: Callable[[], EvictionPolicy], script: Script, *, watched: b
     return traffic.evictions
 
 
-def check_eviction(make: Callable[[], EvictionPolicy], *, examples: int = 60) -> None:
+def check_eviction(make: Callable[[], EvictionPolicy], *, examples: int = 60, shrink: bool = True) -> None:
     """Runs a policy (a class, or a function that makes one) through `examples` random scripts.
 
     Holds it to: only evictable leaves are chosen, and all of them in the end; questions (`key`, `keys`, `take`) have no
     side effects; lazy keys never decrease; splits keep state; nodes may be shortened from their end; the tree is only
     read; no page is lost; the same seed gives the same decisions, with no global random generator.
-    Raises PolicyError or AssertionError for the shortest script found that breaks one.
+    Raises PolicyError or AssertionError for the shortest script found that breaks one (the first, without `shrink`).
     """
 
-    @settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    if not isinstance(make(), EvictionPolicy):
+        raise TypeError(f"check_eviction: {make()!r} isn't an engine.policies.base.EvictionPolicy")
+
+    @random_scripts(examples, shrink=shrink)
     @given(scripts)
     def holds(script: Script) -> None:
         before = random.getstate()

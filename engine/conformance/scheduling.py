@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-from hypothesis import HealthCheck, given, settings
+import numpy as np
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cache.hooks import guarded
 from engine.conformance.fingerprint import fingerprint
-from engine.conformance.traffic import Arrive, Held, Traffic, arrivals, make_request
+from engine.conformance.traffic import Arrive, Held, Traffic, arrivals, make_request, random_scripts, script_of
 from engine.policies.base import Node, Prefetch, RequestView, SchedulePolicy, broken
 from engine.policies.eviction.lru import LRU
 from engine.request import Request
@@ -58,9 +60,7 @@ class Script(NamedTuple):
     events: tuple[Event, ...]
 
 
-scripts = st.builds(
-    Script, st.sampled_from([1, 2, 4]), st.integers(16, 40), st.lists(_events, min_size=1, max_size=40).map(tuple)
-)
+scripts = st.builds(Script, st.sampled_from([1, 2, 4]), st.integers(16, 40), script_of(_events, 30))
 
 
 class Desk:
@@ -105,11 +105,8 @@ class Desk:
         """What no schedule policy may change."""
         tree = self.traffic.tree
         nodes = [(n.id, n.n_tokens, n.locks, n.used_seq, n.hits, fingerprint(n.slot)) for n in tree.nodes()]
-        requests = [
-            [(name, fingerprint(getattr(r, name))) for name in Request.__slots__]
-            for r in (*self.waiting, *(held.request for held in self.traffic.running))
-        ]
-        return nodes, requests
+        requests = (*self.waiting, *(held.request for held in self.traffic.running))
+        return nodes, [[_frozen(value) for value in _fields(request)] for request in requests]
 
     def _call(self, hook: str, *args: Any) -> Any:
         before = self._world()
@@ -216,15 +213,21 @@ class Desk:
         raise broken(self.policy, "order", f"left requests {names} waiting for {patience} passes in an empty engine")
 
 
+_fields = attrgetter(*Request.__slots__)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _name(request: Any) -> str:
     return f"request {request.id}" if isinstance(request, Request) else repr(request)
 
 
 def _decisions(make: Callable[[], SchedulePolicy], script: Script) -> list[tuple[str, int]]:
-    policy = make()
-    if not isinstance(policy, SchedulePolicy):
-        raise TypeError(f"check_scheduling: {policy!r} isn't an engine.policies.base.SchedulePolicy")
-    desk = Desk(policy, script)
+    desk = Desk(make(), script)
     for event in script.events:
         desk.play(event)
         desk.traffic.check()
@@ -233,18 +236,19 @@ def _decisions(make: Callable[[], SchedulePolicy], script: Script) -> list[tuple
     return desk.decisions
 
 
-def check_scheduling(make: Callable[[], SchedulePolicy], *, examples: int = 60) -> None:
+def check_scheduling(make: Callable[[], SchedulePolicy], *, examples: int = 60, shrink: bool = True) -> None:
     """Runs a policy (a class, or a function that makes one) through `examples` random scripts.
 
     Holds it to: `order` yields waiting requests, each once a pass, and somebody when nothing runs; `chunk` lies within
     1..budget; `preempt` yields running requests; requests and the tree are only read; everybody gets a turn in an empty
     engine; the same seed gives the same decisions, with no global random generator.
-    Raises PolicyError or AssertionError for the shortest script found that breaks one.
+    Raises PolicyError or AssertionError for the shortest script found that breaks one (the first, without `shrink`).
     """
 
-    @settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    if not isinstance(make(), SchedulePolicy):
+        raise TypeError(f"check_scheduling: {make()!r} isn't an engine.policies.base.SchedulePolicy")
+
+    @random_scripts(examples, shrink=shrink)
     @given(scripts)
     def holds(script: Script) -> None:
         before = random.getstate()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from engine.cache.base import Evicted, Lock, Pages
@@ -17,10 +18,13 @@ from engine.request import Request, SamplingParams, Tokens
 
 
 class Arrive(NamedTuple):
+    """A request comes; with `brief` it ends at once."""
+
     prompt: tuple[int, ...]
     namespace: str
     client: str
     priority: int
+    brief: bool
 
 
 class Finish(NamedTuple):
@@ -43,9 +47,19 @@ class Hinted(NamedTuple):
     prefix: tuple[int, ...]
 
 
+E = TypeVar("E")
 Event = Arrive | Finish | Evict | Wait | Hinted
 
+_chat = (
+    (1, 1, 2, 1),
+    (1, 1, 2, 1, 0, 3, 3),
+    (1, 1, 2, 1, 0, 3, 3, 0, 2, 2, 1),
+    (1, 1, 2, 2, 4, 4),
+    (3, 1, 2, 1, 3, 1, 2, 1),
+)
 _prompts = st.one_of(
+    st.sampled_from(_chat),
+    st.sampled_from(_chat),
     st.lists(st.integers(0, 1), min_size=1, max_size=16).map(tuple),
     st.tuples(st.integers(0, 3), st.integers(1, 14)).map(lambda t: (t[0],) * t[1]),
     st.lists(st.sampled_from([(5, 5, 5, 5), (6, 6, 6, 6), (7,), (8, 9)]), min_size=1, max_size=4).map(
@@ -53,12 +67,18 @@ _prompts = st.one_of(
     ),
 )
 arrivals = st.builds(
-    Arrive, _prompts, st.sampled_from(["", "", "", "tenant"]), st.sampled_from(["a", "b", "c"]), st.integers(-1, 1)
+    Arrive,
+    _prompts,
+    st.sampled_from(["", "", "", "tenant"]),
+    st.sampled_from(["a", "b", "c"]),
+    st.integers(-1, 1),
+    st.booleans(),
 )
 finishes = st.builds(Finish, st.integers(0, 7), st.lists(st.integers(0, 2), max_size=5).map(tuple))
 events = st.one_of(
     arrivals,
     arrivals,
+    finishes,
     finishes,
     st.builds(Evict, st.integers(1, 12)),
     st.builds(Wait, st.sampled_from([0.5, 10.0])),
@@ -72,9 +92,26 @@ class Script(NamedTuple):
     events: tuple[Event, ...]
 
 
-scripts = st.builds(
-    Script, st.sampled_from([1, 2, 4]), st.integers(6, 24), st.lists(events, min_size=1, max_size=40).map(tuple)
-)
+def script_of(event: st.SearchStrategy[E], length: int = 40) -> st.SearchStrategy[tuple[E, ...]]:
+    """About `length` events; a failing script shrinks to the few that matter."""
+    slots = st.tuples(*[st.one_of(st.none(), event, event, event)] * length)
+    return slots.map(lambda drawn: tuple(one for one in drawn if one is not None))
+
+
+scripts = st.builds(Script, st.sampled_from([1, 2, 4]), st.integers(6, 24), script_of(events))
+
+
+def random_scripts(examples: int, *, shrink: bool) -> settings:
+    """The same scripts at every run, and no time limit on any of them."""
+    phases = (Phase.explicit, Phase.generate, Phase.shrink) if shrink else (Phase.explicit, Phase.generate)
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def make_request(number: int, arrive: Arrive, now: float) -> Request:
@@ -122,7 +159,8 @@ class Traffic:
         match event:
             case Arrive():
                 self._requests += 1
-                self.start(make_request(self._requests, event, self.tree.now))
+                if self.start(make_request(self._requests, event, self.tree.now)) and event.brief:
+                    self.finish(self.running.pop(), ())
             case Finish(which, output):
                 if self.running:
                     self.finish(self.running.pop(which % len(self.running)), output)
