@@ -114,7 +114,9 @@ class RunConfig:
                 "an open loop starts rate=R of them a second; give one"
             )
         cells = data.get("cells") or []
-        _need(isinstance(cells, list), "cells", cells, "a list of overrides each, e.g. [[policy=lru],[policy=fcfs]]")
+        _need(
+            isinstance(cells, list), "cells", cells, "a list of overrides each, e.g. [['policy=lru'],['policy=fcfs']]"
+        )
         return cls(
             workload=data["workload"]["name"],
             workload_args={key: value for key, value in data["workload"].items() if key != "name"},

@@ -56,7 +56,7 @@ def test_a_disk_that_fails_at_the_sync_leaves_nothing(tmp_path: Path, monkeypatc
 
 
 def test_a_writer_that_is_killed_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
-    dead = tmp_path / ".partial-4194303999-run"
+    dead = tmp_path / ".partial-2147483646-run"
     dead.mkdir()
     mine = tmp_path / f".partial-{os.getppid()}-run"
     mine.mkdir()
