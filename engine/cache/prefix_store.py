@@ -103,7 +103,8 @@ class PrefixStore:
         own = pages[start // self.page_size : end // self.page_size].copy()
         if len(own) * self.page_size != n_new:
             raise ValueError(f"insert: pages for {len(pages) * self.page_size} tokens were given, the key has {end}")
-        leaf = self._node(parent.namespace, parent, key, own, start)
+        self._next_id = number = self._next_id + 1
+        leaf = RadixNode(number, parent.namespace, parent, key, own, self.page_size, start, self.seq, self.now)
         leaf.locks = 1
         parent.adopt(self._edge(leaf), leaf)
         self.cached_tokens += n_new

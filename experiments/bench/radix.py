@@ -14,6 +14,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,29 +110,27 @@ def reuse_on_mmlu(prompts: Sequence[Tokens]) -> list[Reuse]:
 
 def speeds(mmlu: Sequence[Tokens] | None, n: int, repeats: int) -> list[Speed]:
     prompts = synthetic_prompts(n)
-    rows = [best_of(repeats, lambda: pair_speed(prompts, []))]
-    rows.append(best_of(repeats, lambda: cycle_speed(prompts, [])))
-    sizes = [size for size in (1_000, 10_000, 100_000) if size <= n]
+    rows = [best_of(repeats, partial(measure, prompts, [])) for measure in (pair_speed, cycle_speed)]
     fresh = synthetic_prompts(5_000)
     for prompt in fresh:
-        prompt[:500] = prompts[0][:500]
         prompt[500:] = np.flip(prompt[500:])
-    for size in sizes:
+    for size in (size for size in (1_000, 10_000, 100_000) if size <= n):
         before = prompts[:size]
-        tree = filled(before, LRU())
-        probes = prompts[: min(size, 20_000)]
-        rows.append(best_of(repeats, lambda: match_speed(tree, probes, size)))
-        rows.append(best_of(repeats, lambda: pair_speed(fresh, before)))
-        rows.append(best_of(repeats, lambda: cycle_speed(fresh, before)))
+        rows.append(best_of(repeats, partial(match_speed, filled(before, LRU()), before[:20_000], size)))
+        rows.append(best_of(repeats, partial(pair_speed, fresh, before)))
+        rows.append(best_of(repeats, partial(cycle_speed, fresh, before)))
         for order in ORDERS:
-            calls = max(2, 20_000 // size) if order == "rekey" else size // 2
-            rows.append(best_of(repeats, lambda: evict_speed(order, before, min(calls, 5_000))))
+            calls = max(2, 20_000 // size) if order == "rekey" else min(size // 2, 5_000)
+            rows.append(best_of(repeats, partial(evict_speed, order, before, calls)))
     if mmlu:
-        tree = filled(mmlu, LRU())
-        rows.append(best_of(20 * repeats, lambda: match_speed(tree, mmlu, len(mmlu)))._replace(operation="match, MMLU"))
-        rows.append(best_of(20 * repeats, lambda: pair_speed(mmlu, []))._replace(operation="match + insert, MMLU"))
-        whole = best_of(20 * repeats, lambda: cycle_speed(mmlu, []))
-        rows.append(whole._replace(operation="match + acquire + insert + unlock, MMLU"))
+        full = filled(mmlu, LRU())
+        measures = (
+            partial(match_speed, full, mmlu, len(mmlu)),
+            partial(pair_speed, mmlu, []),
+            partial(cycle_speed, mmlu, []),
+        )
+        for one in (best_of(20 * repeats, measure) for measure in measures):
+            rows.append(one._replace(operation=f"{one.operation}, MMLU"))
     return rows
 
 
@@ -144,10 +143,8 @@ def table_of(speed: Sequence[Speed], reuse: Sequence[Reuse]) -> Table:
     table.add_section()
     for used in reuse:
         share = used.cached_tokens / used.prompt_tokens
-        what = f"MMLU {used.order}, {used.policy}"
-        table.add_row(
-            what, f"{used.pool_tokens:,}", f"{used.cached_tokens:,} of {used.prompt_tokens:,}", f"{share:.1%}"
-        )
+        cached = f"{used.cached_tokens:,} of {used.prompt_tokens:,}"
+        table.add_row(f"MMLU {used.order}, {used.policy}", f"{used.pool_tokens:,}", cached, f"{share:.1%}")
     return table
 
 
