@@ -14,8 +14,9 @@ MIN_TOKENS = 32
 def prefix_groups(rows: Sequence[Row]) -> tuple[PrefixGroup, ...]:
     """Groups of rows whose first `n_tokens` tokens live in the same pages, each row in at most one group.
 
-    Chosen to save the most reads of KV: a node shared by k rows saves (k - 1) * (tokens up to its end); a subtree is
-    split into its children's groups where these save more. A row's own new tokens never count.
+    A group of k rows saves (k - 1) * n_tokens reads of KV. Greedy, from the leaves of the tree up: at each node that two
+    rows or more have passed, those in no group yet form one, and take in a group from below where that saves more.
+    A row's own new tokens never count.
     """
     members: dict[RadixNode, list[int]] = {}
     for i, row in enumerate(rows):
@@ -25,20 +26,25 @@ def prefix_groups(rows: Sequence[Row]) -> tuple[PrefixGroup, ...]:
                 members.setdefault(node, []).append(i)
             node = node.parent
 
-    saved_below: dict[RadixNode, int] = {}
-    groups_below: dict[RadixNode, list[PrefixGroup]] = {}
-    groups: list[PrefixGroup] = []
+    group_of: dict[int, PrefixGroup] = {}
     for node in sorted(members, key=lambda node: (-node.start, node.id)):  # children before parents
-        inside = members[node]
-        end = node.start + node.n_tokens
-        saved, found = saved_below.pop(node, 0), groups_below.pop(node, [])
-        here = (len(inside) - 1) * end if end >= MIN_TOKENS else 0
-        if here > 0 and here >= saved:
-            saved, found = here, [PrefixGroup(tuple(inside), end)]
-        parent = node.parent
-        if parent is None or parent.parent is None:
-            groups += found
-        elif found:
-            saved_below[parent] = saved_below.get(parent, 0) + saved
-            groups_below.setdefault(parent, []).extend(found)
-    return tuple(sorted(groups))
+        inside, end = members[node], node.start + node.n_tokens
+        if len(inside) < 2 or end < MIN_TOKENS:
+            continue
+        below = {group for i in inside if (group := group_of.get(i)) is not None}
+        weak = {group for group in below if _saved(group) < len(group.rows) * end}
+        best, chosen = -1, PrefixGroup((), 0)
+        for dissolved in (set(), weak, below):
+            kept = below - dissolved
+            joining = PrefixGroup(tuple(i for i in inside if group_of.get(i) not in kept), end)
+            saved = _saved(joining) + sum(map(_saved, kept))
+            if saved > best:
+                best, chosen = saved, joining
+        if len(chosen.rows) >= 2:
+            group_of |= dict.fromkeys(chosen.rows, chosen)
+    return tuple(sorted(set(group_of.values())))
+
+
+def _saved(group: PrefixGroup) -> int:
+    """Reads of KV that the group saves, tokens."""
+    return max(0, len(group.rows) - 1) * group.n_tokens
