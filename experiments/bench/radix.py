@@ -124,12 +124,9 @@ def speeds(mmlu: Sequence[Tokens] | None, n: int, repeats: int) -> list[Speed]:
             rows.append(best_of(repeats, partial(evict_speed, order, before, calls)))
     if mmlu:
         full = filled(mmlu, LRU())
-        measures = (
-            partial(match_speed, full, mmlu, len(mmlu)),
-            partial(pair_speed, mmlu, []),
-            partial(cycle_speed, mmlu, []),
-        )
-        for one in (best_of(20 * repeats, measure) for measure in measures):
+        match = partial(match_speed, full, mmlu, len(mmlu))
+        for measure in (match, partial(pair_speed, mmlu, []), partial(cycle_speed, mmlu, [])):
+            one = best_of(20 * repeats, measure)
             rows.append(one._replace(operation=f"{one.operation}, MMLU"))
     return rows
 
@@ -170,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=100_000, help="synthetic prompts (default 100,000)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each measurement; the fastest counts")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console(width=120)
     data = data_folder(options.data)
     if data is None:
         console.print("without real MMLU: give --data FOLDER, or set RADIXLAB_DATA, to measure on it as well")

@@ -48,6 +48,8 @@ class CacheAware(SchedulePolicy):
             return
         self._forget(request)
         cached = view.match(request)
+        if cached + view.page_size >= request.prompt_tokens:  # all that a match of its own may count
+            cached = request.prompt_tokens
         if cached <= n_cached:
             return
         checked = False

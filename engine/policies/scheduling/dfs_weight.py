@@ -10,7 +10,8 @@ from engine.policies.base import RequestView, SchedulePolicy, ScheduleView
 class DFSWeight(SchedulePolicy):
     """Walks the cached tree depth first, into the branch with most waiting requests below it first.
 
-    Requests whose match ends at a node come after those that go on below it. SGLang calls this order dfs-weight.
+    Branches of one weight go by their first arrival; requests whose match ends at a node come after those that go on
+    below it. SGLang calls this order dfs-weight.
     """
 
     def order(self, waiting: Sequence[RequestView], view: ScheduleView) -> Iterator[RequestView]:
@@ -31,5 +32,5 @@ class DFSWeight(SchedulePolicy):
                 yield from at.get(here, ())
                 continue
             stack.append((here, True))
-            children = sorted(below.get(here, ()), key=lambda child: weight[child])
-            stack.extend((child, False) for child in children)
+            heaviest_first = sorted(below.get(here, ()), key=lambda child: -weight[child])
+            stack.extend((child, False) for child in reversed(heaviest_first))
