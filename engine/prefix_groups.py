@@ -14,9 +14,9 @@ MIN_TOKENS = 32
 def prefix_groups(rows: Sequence[Row]) -> tuple[PrefixGroup, ...]:
     """Groups of rows whose first `n_tokens` tokens live in the same pages, each row in at most one group.
 
-    A group of k rows saves (k - 1) * n_tokens reads of KV. Greedy, from the leaves of the tree up: at each node that two
-    rows or more have passed, those in no group yet form one, and take in a group from below where that saves more.
-    A row's own new tokens never count.
+    A group of k rows saves (k - 1) * n_tokens reads of KV. Greedy, from the leaves of the tree up: at each node that
+    two rows or more have passed, those in no group yet form one, and take in a group from below where that saves
+    more. A row's own new tokens never count.
     """
     members: dict[RadixNode, list[int]] = {}
     for i, row in enumerate(rows):
