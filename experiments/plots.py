@@ -128,19 +128,20 @@ def ecdf(ax: Axes, values: np.ndarray, color: str, label: str | None = None, mar
 
 def load_over_time(one: Measured) -> Figure:
     """Prompt tokens a second, output tokens a second, requests that run and wait."""
-    figure, (prompts, outputs, requests) = _figure(3, 1, height=5.2, sharex=True)
-    for column, label, color, ax in (
-        ("n_cached", "from the cache", SKY, prompts),
-        ("n_prefill", "computed", BLUE, prompts),
-        ("n_decode", "decoded", ORANGE, outputs),
-    ):
+    decodes = bool(one.steps["n_decode"].sum())
+    figure, axes = _figure(2 + decodes, 1, height=3.6 + 1.6 * decodes, sharex=True)
+    prompts, outputs, requests = axes[0], axes[1] if decodes else None, axes[-1]
+    lines = [("n_cached", "from the cache", SKY, prompts), ("n_prefill", "computed", BLUE, prompts)]
+    if outputs is not None:
+        lines.append(("n_decode", "decoded", ORANGE, outputs))
+        outputs.set_title("output tokens after each request's first")
+    for column, label, color, ax in lines:
         edges, tokens = _binned(one, column)
         ax.stairs(tokens / np.diff(edges), edges, color=color, label=label, linewidth=1.4)
         ax.set_ylim(bottom=0)
         ax.set_ylabel("tokens / s")
     prompts.set_title("prompt tokens")
     _legend(prompts, 2)
-    outputs.set_title("output tokens after each request's first")
     shown = _thin(one.steps)
     requests.step(shown["time"], shown["running"], where="post", color=GREEN, label="running")
     requests.step(shown["time"], shown["waiting"], where="post", color=RED, label="waiting")

@@ -106,6 +106,12 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
         found.append("One run: no interval for throughput; the others say how far the programs differ. Use repeats=N.")
     late = summary["lateness_s"]["max"] or 0.0
     if summary["load"]["rate"] is not None:
+        served = (summary["programs_per_s"] or 0.0) / summary["load"]["rate"]
+        if served < 0.9:
+            found.append(
+                f"The system didn't keep up: {number(summary['programs_per_s'])} programs/s served where "
+                f"{number(summary['load']['rate'])} were due. Latencies then grow with the length of the run."
+            )
         mean = summary["lateness_s"]["mean"] or 0.0
         found.append(
             f"Programs were started up to {seconds(late)} after they were due ({seconds(mean)} on average): "
