@@ -24,7 +24,7 @@ def attention(
     """q [batch, heads, queries, d], k and v [batch, heads, keys, d] (any strides but a contiguous d).
 
     causal: query i sees keys 0..i. mask: added to the scores, broadcast to [batch, heads, queries, keys].
-    Returns out [batch, heads, queries, d] (contiguous as [batch, queries, heads, d]) and lse [batch, heads, queries].
+    Returns out [batch, heads, queries, d] and lse [batch, heads, queries].
     """
     if _FLASH is None:
         return attention_reference(q, k, v, causal=causal, mask=mask)
@@ -42,8 +42,7 @@ def attention_reference(
     if causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(hidden, -math.inf)
-    out = (scores.softmax(-1) @ v.to(wide)).to(q.dtype)
-    return out.transpose(1, 2).contiguous().transpose(1, 2), scores.logsumexp(-1)
+    return (scores.softmax(-1) @ v.to(wide)).to(q.dtype), scores.logsumexp(-1)
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:

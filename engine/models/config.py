@@ -198,7 +198,7 @@ def rope_from_hf(config: Mapping[str, Any], max_position: int, head_dim: int) ->
         kind=kind,
         theta=float(settings.get("rope_theta") or config.get("rope_theta") or 10000.0),
         factor=float(settings.get("factor") or (max_position / original if kind in ("yarn", "longrope") else 1.0)),
-        original_max_position=original,
+        original_max_position=original if kind in ("yarn", "longrope", "llama3") else 0,
         attention_factor=settings.get("attention_factor"),
         low_freq_factor=settings.get("low_freq_factor", 1.0),
         high_freq_factor=settings.get("high_freq_factor", 4.0),

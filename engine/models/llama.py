@@ -85,10 +85,10 @@ class Llama:
         for at in range(0, len(x), BLOCK):
             part = slice(at, at + BLOCK)
             qkv = block.qkv(rms_norm(x[part], block.attention_norm, c.norm_eps))
-            q, k, v = torch.split(qkv.view(len(qkv), -1, c.head_dim), (c.n_heads, c.n_kv_heads, c.n_kv_heads), dim=1)
+            q, k, v = torch.split(qkv.view(len(qkv), -1, c.head_dim), [c.n_heads, c.n_kv_heads, c.n_kv_heads], dim=1)
             if block.q_norm is not None and block.k_norm is not None:
                 q, k = rms_norm(q, block.q_norm, c.norm_eps), rms_norm(k, block.k_norm, c.norm_eps)
-            by_kv_head = q.unflatten(1, (c.n_kv_heads, group)).transpose(0, 1)
+            by_kv_head = torch.unflatten(q, 1, (c.n_kv_heads, group)).transpose(0, 1)
             rotate(by_kv_head, cos[part], sin[part], out=queries[:, part])
             attention.store(i, at, rotate(k, cos[part], sin[part]), v)
         return queries

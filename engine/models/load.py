@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
+from engine import hub
 from engine.models.config import ModelConfig, ModelError, config_from_hf, with_context
 from engine.models.llama import Llama
 from engine.models.shapes import SHAPES, named_shape
 from engine.models.weights import RandomWeights, SafetensorsFolder, build, dtype_named, read_json
 
-HUB_TIMEOUT_S = 5
-WANTED = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
+WANTED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+"""Files of a model on the hub that are of use here."""
 
 
 def load_model(
@@ -55,27 +55,10 @@ def model_folder(name_or_path: str) -> Path:
         raise ModelError(
             f"no model {name_or_path!r}: no such folder, and neither a named shape ({named}) nor owner/model"
         )
-    return _from_hub(name_or_path)
-
-
-def _from_hub(name: str) -> Path:
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(HUB_TIMEOUT_S))
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(HUB_TIMEOUT_S))
-    from huggingface_hub import HfApi, snapshot_download
-
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=True))
-    except Exception:  # not (wholly) in the local cache: ask the hub, briefly
-        pass
-    try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
-        return Path(snapshot_download(name, allow_patterns=WANTED, etag_timeout=HUB_TIMEOUT_S))
-    except Exception as error:
-        raise ModelError(
-            f"model {name!r} isn't a folder here and couldn't be had from the Hugging Face hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}); "
-            "without a network, give the path of a folder"
-        ) from error
+        return hub.fetch(name_or_path, WANTED)
+    except hub.HubError as error:
+        raise ModelError(f"no model {name_or_path}: {error}") from error
 
 
 def read_config(folder: Path, max_context: int | None = None) -> ModelConfig:

@@ -2,9 +2,10 @@
 
     python -m experiments.bench.peer_hf --data DIR [--dtypes bfloat16 float32] [--new-tokens 1 32] [--rounds 3]
 
-The first 3 subjects in alphabetical order, 5-shot, 40 questions each; all prompts handed over at once; greedy. The systems take
-turns within each round, so what else the machine does hits them alike; the ratios are those of paired rounds. Each of our
-runs begins with an empty cache. CPU seconds stand beside the wall clock: on a busy machine they are the better measure.
+The first 3 subjects in alphabetical order, 5-shot, 40 questions each; all prompts handed over at once; greedy. The
+systems take turns within each round, so what else the machine does hits them alike; the ratios are those of paired
+rounds. Each of our runs begins with an empty cache. CPU seconds stand beside the wall clock: with one thread on a busy
+machine they are the better measure (threads that wait for one another burn CPU time too).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -273,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/peer_hf.json"))
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 130)
     try:
         result = run(options, console)
     except (FileNotFoundError, RuntimeError) as error:
