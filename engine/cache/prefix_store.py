@@ -98,23 +98,25 @@ class PrefixStore:
                 self._hold(parent)
                 self._release(lock.node)
             return Inserted(Lock(parent, start), 0, n_duplicate)
-        n_new = len(key) // TOKEN_BYTES
+        n_new, page = len(key) // TOKEN_BYTES, self.page_size
         end = start + n_new
-        own = pages[start // self.page_size : end // self.page_size].copy()
-        if len(own) * self.page_size != n_new:
-            raise ValueError(f"insert: pages for {len(pages) * self.page_size} tokens were given, the key has {end}")
+        if len(pages) * page < end:
+            raise ValueError(f"insert: pages for {len(pages) * page} tokens were given, the key has {end}")
+        own = pages[start // page : end // page].copy()
         self._next_id = number = self._next_id + 1
-        leaf = RadixNode(number, parent.namespace, parent, key, own, self.page_size, start, self.seq, self.now)
+        leaf = RadixNode(number, parent.namespace, parent, key, own, page, start, self.seq, self.now)
         leaf.locks = 1
         parent.adopt(self._edge(leaf), leaf)
         self.cached_tokens += n_new
         if self.evicted_tokens:
             self.refetched_tokens += self._ghosts.take(leaf.page_keys) * self.page_size
-        if parent is not lock.node:  # else its hold on `parent` becomes the locked child's
+        held = lock.node
+        if parent is not held:  # else the hold on `parent` becomes the locked child's
             self._hold(parent)
-            self._release(lock.node)
-        if self._hooks.on_insert:
-            self._hooks.on_insert(leaf, request, self.ctx)
+            self._release(held)
+        on_insert = self._hooks.on_insert
+        if on_insert:
+            on_insert(leaf, request, self.ctx)
         return Inserted(Lock(leaf, end), n_new, n_duplicate)
 
     # holds

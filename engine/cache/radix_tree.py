@@ -54,7 +54,7 @@ class RadixTree(PrefixStore):
                 pos += whole
                 size = whole
             else:
-                size = common_prefix(data, pos, node.key, end - pos, page)
+                size = common_prefix(data, pos, node.key, end - pos, page, 1)
                 pos += size
                 break
         return Match(pos // TOKEN_BYTES, tuple(path), size // TOKEN_BYTES)
@@ -97,7 +97,7 @@ class RadixTree(PrefixStore):
             if pos + whole <= end and data.startswith(child.key, pos):
                 pos += whole
             else:
-                size = common_prefix(data, pos, child.key, end - pos, page)
+                size = common_prefix(data, pos, child.key, end - pos, page, 1)
                 if size < whole:
                     child = self._split(child, size // TOKEN_BYTES)
                 pos += size

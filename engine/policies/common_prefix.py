@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 
-def common_prefix(a: bytes, at: int, b: bytes, room: int, unit: int) -> int:
+def common_prefix(a: bytes, at: int, b: bytes, room: int, unit: int, same: int = 0) -> int:
     """Bytes that `a[at : at + room]` and `b` share from their start, in whole units of `unit` bytes.
 
+    The first `same` units are known to be equal (and there).
     Doubling steps, then bisection: log2 of the answer comparisons, each one memcmp.
     """
     end = min(len(b), room) // unit
-    same, step = 0, 1  # in units
+    step = 1  # in units, as are `same` and `end`
     while same < end:
         upto = min(same + step, end)
         if not a.startswith(b[same * unit : upto * unit], at + same * unit):
