@@ -15,13 +15,14 @@ from engine.cache import make_cache
 from engine.cache.page_pool import PagePool
 from engine.clock import Clock, WallClock, stopwatch
 from engine.config import EngineConfig
+from engine.cost import UNIT, PrefillCost
 from engine.executor.base import Batch, Executor, ExecutorDead, Row, StepResult
 from engine.intake import Intake
 from engine.log import Event, Log
 from engine.memory import KVMemory
 from engine.metrics import Counters, Metrics, StepSample
 from engine.output import Outputs
-from engine.policies.base import CostModel, Hint, Reject, RetryAt
+from engine.policies.base import Hint, Reject, RetryAt
 from engine.policies.registry import make_policy
 from engine.request import FinishReason, Request, RequestError, SamplingParams, Status, TokenLogprob, Tokens
 from engine.scheduler import Limits, Scheduler
@@ -42,7 +43,7 @@ class Engine:
         *,
         clock: Clock | None = None,
         eos: Sequence[int] = (),
-        cost: CostModel | None = None,
+        cost: PrefillCost = UNIT,
         text_is_recorded: bool = False,
     ) -> None:
         self.executor = executor
@@ -67,6 +68,7 @@ class Engine:
                 "max_context": executor.max_context,
                 "vocab_size": executor.vocab_size,
                 "eos": list(eos),
+                "cost": dataclasses.astuple(cost),
             }
         )
         self.outputs = Outputs(tokenizer, text_is_recorded=text_is_recorded)
@@ -82,7 +84,7 @@ class Engine:
             capacity_tokens=executor.n_pages * config.page_size,
             eviction=make_policy("eviction", config.eviction, args["eviction"]),
             rng=random.Random(f"{config.seed}/eviction"),
-            cost=cost if cost is not None else _token_cost,
+            cost=cost,
         )
         memory = KVMemory(
             cache,
@@ -438,11 +440,6 @@ class Engine:
 
     def _decide(self, kind: str, now: float, request: int, text: str) -> None:
         self.log.add(Event(self._n_steps, now, "decision", kind, request, 0, 0, (), text))
-
-
-def _token_cost(start: int, n: int) -> float:
-    """Without a model of the hardware: a token costs one unit, wherever it stands."""
-    return float(n)
 
 
 def _changed(params: SamplingParams) -> dict[str, Any]:

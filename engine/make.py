@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.clock import Clock
 from engine.config import EngineConfig
+from engine.cost import PrefillCost
 from engine.engine import Engine
 from engine.tokenizer import Tokenizer, builtin_tokenizer, load_tokenizer
 
@@ -19,7 +20,8 @@ def make_engine(config: EngineConfig, *, clock: Clock | None = None) -> Engine:
     model = load_model(config.model, config.dtype, config.model_seed, max_context=config.max_context)
     tokens = config.pool_tokens if config.pool_tokens is not None else default_pool_tokens(model.config, model.dtype)
     executor = CpuExecutor(model, n_pages=tokens // config.page_size, page_size=config.page_size)
-    return Engine(executor, _tokenizer(config), config, clock=clock, eos=model.config.eos_token_ids)
+    cost = PrefillCost.of(model.config)
+    return Engine(executor, _tokenizer(config), config, clock=clock, eos=model.config.eos_token_ids, cost=cost)
 
 
 def _tokenizer(config: EngineConfig) -> Tokenizer:

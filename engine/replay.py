@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.clock import VirtualClock
 from engine.config import EngineConfig
+from engine.cost import PrefillCost
 from engine.engine import Engine
 from engine.executor.replay import ReplayExecutor
 from engine.log import Event, Log, LogError
@@ -29,6 +30,7 @@ def replay(log: Log) -> Log:
         EngineConfig(**log.config["engine"]),
         clock=clock,
         eos=log.config["eos"],
+        cost=PrefillCost(*log.config["cost"]),
         text_is_recorded=True,
     )
     requests: dict[int, Request] = {}

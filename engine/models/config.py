@@ -82,6 +82,12 @@ class ModelConfig:
         return self.windows[layer] if self.windows else None
 
     @property
+    def n_layer_parameters(self) -> int:
+        """Parameters of the matrices of all layers: those that every token is multiplied with."""
+        heads = 2 * self.n_heads + 2 * self.n_kv_heads
+        return self.n_layers * self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
+
+    @property
     def kv_elements_per_token(self) -> int:
         """Numbers that K and V of all layers hold for one token."""
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim
