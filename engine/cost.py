@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from engine.models.config import ModelConfig
 
 NOMINAL_FLOPS = 1e11
-"""Operations per second that a device is taken to do when nobody measured it. A scale only: ratios don't depend on it."""
+"""Operations per second of a device that nobody measured. A scale only: ratios do not depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class PrefillCost:
 
     @classmethod
     def of(cls, model: ModelConfig, flops: float = NOMINAL_FLOPS) -> PrefillCost:
-        """Counted: 2 operations a token and parameter of the layers' matrices; 4 a pair, head dimension, head, layer."""
+        """Counted: 2 operations a token and parameter of the layers' matrices; 4 a pair, head, dimension, layer."""
         return cls(2 * model.n_layer_parameters / flops, 4 * model.n_layers * model.n_heads * model.head_dim / flops)
 
 

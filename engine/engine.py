@@ -68,7 +68,7 @@ class Engine:
                 "max_context": executor.max_context,
                 "vocab_size": executor.vocab_size,
                 "eos": list(eos),
-                "cost": dataclasses.astuple(cost),
+                "cost": list(dataclasses.astuple(cost)),
             }
         )
         self.outputs = Outputs(tokenizer, text_is_recorded=text_is_recorded)
