@@ -22,6 +22,8 @@ ALONE = 256
 """Rows of at least this many queries aren't batched with others."""
 WASTE = 1.25
 """Padding may make a batch this much larger than its rows."""
+GAP = 64
+"""More earlier keys of a row alone than this are a context of their own; fewer join its causal part."""
 MASK_QUERIES = 512
 """Queries of one masked call: its mask has queries * keys numbers."""
 
@@ -57,7 +59,7 @@ class Padded(NamedTuple):
     queries: int
     keys: int
     query: Index
-    """[n * queries]: packed query at each place; padding repeats the row's last."""
+    """[n * queries]: packed query at each place; padding repeats the row's first or last."""
     slots: Index
     """[n * keys]: slot of each key; padding repeats the row's last."""
     n_keys: Index
@@ -88,6 +90,8 @@ class _Part(NamedTuple):
     at: int
     n_queries: int
     slots: Index
+    places: int
+    """The queries are the last `n_queries` of so many places (before them stands padding)."""
 
 
 def make_plan(spans: Sequence[Span], groups: Sequence[Group] = (), window: int | None = None) -> Plan:
@@ -111,13 +115,15 @@ def make_plan(spans: Sequence[Span], groups: Sequence[Group] = (), window: int |
         n = span.end - span.first
         if n == 1:
             start = covered[i] if window is None else max(0, span.end - window)
-            single.append(_Part(at[i], 1, span.slots(start, span.end)))
+            single.append(_Part(at[i], 1, span.slots(start, span.end), 1))
         elif window is not None and n > 1:
             masked += _under_window(span, at[i], window)
         elif n > 1:
-            if span.first > covered[i]:
-                contexts.append(Context(at[i], at[i + 1], span.slots(covered[i], span.first)))
-            causal.append(_Part(at[i], n, span.slots(span.first, span.end)))
+            start = covered[i]
+            if span.first - start > GAP:
+                contexts.append(Context(at[i], at[i + 1], span.slots(start, span.first)))
+                start = span.first
+            causal.append(_Part(at[i], n, span.slots(start, span.end), span.end - start))
     return Plan(at[-1], tuple(contexts), _batches(causal), _batches(single), tuple(masked))
 
 
@@ -141,7 +147,7 @@ def _batches(parts: list[_Part]) -> tuple[Padded, ...]:
     total = 0
     for part in parts:
         n = len(part.slots)
-        if batch and (part.n_queries >= ALONE or n * (len(batch) + 1) > WASTE * (total + n)):
+        if batch and ((n >= ALONE and part.n_queries > 1) or n * (len(batch) + 1) > WASTE * (total + n)):
             batches.append(_pad(batch))
             batch, total = [], 0
         batch.append(part)
@@ -153,15 +159,16 @@ def _batches(parts: list[_Part]) -> tuple[Padded, ...]:
 
 def _pad(parts: list[_Part]) -> Padded:
     n_keys = np.array([len(part.slots) for part in parts], np.int64)
-    n_queries = np.array([part.n_queries for part in parts], np.int64)
-    keys, queries = int(n_keys.max()), int(n_queries.max())
+    n_queries = np.array([part.n_queries for part in parts], np.int64)[:, None]
+    places = np.array([part.places for part in parts], np.int64)[:, None]
+    keys, queries = int(n_keys.max()), int(places.max())
     slots = np.empty((len(parts), keys), np.int64)
     for row, part in zip(slots, parts):
         row[: len(part.slots)] = part.slots
         row[len(part.slots) :] = part.slots[-1]
     at = np.array([part.at for part in parts], np.int64)
-    offset = np.arange(queries)
-    query = at[:, None] + np.minimum(offset, n_queries[:, None] - 1)
-    place = np.flatnonzero(offset < n_queries[:, None])
+    which = np.arange(queries) - (places - n_queries)
+    query = at[:, None] + np.clip(which, 0, n_queries - 1)
+    place = np.flatnonzero((which >= 0) & (which < n_queries))
     flat = query.reshape(-1)
     return Padded(len(parts), queries, keys, flat, slots.reshape(-1), n_keys, place, flat[place])

@@ -17,7 +17,7 @@ from engine.kernels.rope import rotate
 from engine.models.config import ModelConfig
 from engine.models.rotary import Rotary
 
-BLOCK = 512
+BLOCK = 2048
 """Tokens that go through a chain of projections at a time, so that what lies between them stays in the CPU's cache."""
 
 
