@@ -18,7 +18,7 @@ from engine.models.config import ModelConfig
 from engine.models.rotary import Rotary
 
 BLOCK = 2048
-"""Tokens that go through a chain of projections at a time, so that what lies between them stays in the CPU's cache."""
+"""Tokens that go through a chain of projections at a time, so that what lies between them stays small."""
 
 
 class Attention(Protocol):

@@ -131,9 +131,7 @@ def disagreements(ours: Run, theirs: Run, prompts: Sequence[Tokens], judge: Ours
 def measure(
     systems: dict[str, System], prompts: Sequence[Tokens], new_tokens: int, rounds: int, say: Callable[[str], None]
 ) -> dict[str, list[Run]]:
-    """`rounds` runs of each system, in turns that begin with another one each round, after a short warm-up."""
-    for system in systems.values():
-        system(prompts[:8], min(new_tokens, 2))
+    """`rounds` runs of each system, in turns that begin with another one each round."""
     runs: dict[str, list[Run]] = {name: [] for name in systems}
     names = list(systems)
     for i in range(rounds):
@@ -186,6 +184,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 "ours, cache off": OursOnCpu(model, "none", prompts, options.max_batch_tokens),
                 "transformers": Transformers(Path(folder), dtype),
             }
+            for system in systems.values():  # memory is touched and kernels are made for the shapes to come
+                system(prompts, 1)
             for new_tokens in options.new_tokens:
                 console.print(f"{dtype}, {new_tokens} new tokens")
                 runs = measure(systems, prompts, new_tokens, options.rounds, lambda line: console.print("  " + line))
