@@ -9,8 +9,9 @@ export RADIXLAB_MODELS ?= $(realpath $(wildcard ../shared/models))
 
 .PHONY: run test lint types pytest format clean
 
+# On the built-in sample: the same on every machine, and short.
 run: .venv/installed
-	$(BIN)/python run.py workload=mmlu policy=lru
+	RADIXLAB_DATA= $(BIN)/python run.py workload=mmlu policy=lru
 
 test: lint types pytest
 

@@ -51,6 +51,8 @@ class Run(NamedTuple):
     cpu_seconds: float
     outputs: list[list[int]]
     computed_tokens: int
+    overhead: float | None = None
+    """Share of the steps' time that went to scheduling and the cache."""
 
 
 System = Callable[[Sequence[Tokens], int], Run]
@@ -76,8 +78,11 @@ class OursOnCpu:
         failed = [request.error for (request,) in requests if request.error is not None]
         if failed:
             raise RuntimeError(f"{len(failed)} of our requests failed, the first with: {failed[0]}")
-        computed = sum(step.n_prefill for step in engine.metrics.steps)
-        return Run(seconds, cpu_seconds, [list(request.output) for (request,) in requests], computed)
+        steps = engine.metrics.steps
+        computed = sum(step.n_prefill for step in steps)
+        ours = sum(step.schedule_s + step.cache_s for step in steps)
+        whole = ours + sum(step.forward_s + step.other_s for step in steps)
+        return Run(seconds, cpu_seconds, [list(request.output) for (request,) in requests], computed, ours / whole)
 
 
 class Transformers:
@@ -151,6 +156,9 @@ def summary(runs: list[Run], peer: list[Run], n_requests: int) -> dict[str, Any]
         "cpu_seconds": [run.cpu_seconds for run in runs],
         "requests_per_s": n_requests / statistics.median(run.seconds for run in runs),
         "prompt_tokens_computed": runs[0].computed_tokens,
+        "schedule_and_cache_share": None
+        if runs[0].overhead is None
+        else statistics.median(run.overhead for run in runs if run.overhead is not None),
         "times_transformers": wall.value,
         "times_transformers_95": [wall.low, wall.high],
         "times_transformers_by_cpu_time": cpu.value,
@@ -231,6 +239,7 @@ def table(result: dict[str, Any]) -> Table:
         "target",
         "computed",
         "same",
+        "sched+cache",
     ):
         grid.add_column(name, justify="left" if name in ("dtype", "system") else "right")
     for cell in result["cells"]:
@@ -246,6 +255,7 @@ def table(result: dict[str, Any]) -> Table:
             "-" if cell["target"] is None else f"{cell['target']:g}",
             f"{cell['prompt_tokens_computed']:,}",
             f"{cell['first_tokens_equal']}/{result['requests']}",
+            "-" if cell["schedule_and_cache_share"] is None else f"{cell['schedule_and_cache_share']:.2%}",
         )
     return grid
 
