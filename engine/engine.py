@@ -20,9 +20,10 @@ from engine.executor.base import Batch, Executor, ExecutorDead, Row, StepResult
 from engine.intake import Intake
 from engine.log import Event, Log
 from engine.memory import KVMemory
-from engine.metrics import Counters, Metrics, StepSample
+from engine.meter import Meter, StepTimes
+from engine.metrics import Metrics
 from engine.output import Outputs
-from engine.policies.base import Hint, Reject, RetryAt
+from engine.policies.base import Hint, PolicyError, Reject, RetryAt
 from engine.policies.registry import make_policy
 from engine.request import FinishReason, Request, RequestError, SamplingParams, Status, TokenLogprob, Tokens
 from engine.scheduler import Limits, Scheduler
@@ -58,8 +59,6 @@ class Engine:
             capacity_tokens=executor.n_pages * config.page_size,
             text_is_recorded=text_is_recorded,
         )
-        self.metrics = Metrics()
-        self._counted = Counters(0, 0, 0, 0)
         self.on_finish: list[Callable[[Request], None]] = []
         self.log = Log(
             {
@@ -101,6 +100,12 @@ class Engine:
             log=self.log,
         )
         self.memory = memory
+        self.meter = Meter(self.scheduler)
+
+    @property
+    def metrics(self) -> Metrics:
+        """What was counted since the engine was made, or since `reset_metrics`."""
+        return self.meter.metrics
 
     # ---- requests
 
@@ -153,7 +158,11 @@ class Engine:
             "predicted_output": predicted_output,
         }
         due = now if due is None else due
-        arrival = {"params": _changed(params), "due": due} | {k: v for k, v in tags.items() if v not in ("", None, 0)}
+        arrival = {
+            "params": _changed(params),
+            "due": due,
+            **{name: v for name, v in tags.items() if v not in ("", None)},
+        }
         self._input("arrive", now, request=self._next_id, tokens=key, text=json.dumps(arrival))
         room = np.empty(len(key) + params.max_tokens, np.int64)
         room[: len(key)] = key
@@ -176,7 +185,11 @@ class Engine:
             self._next_id += 1
             requests.append(request)
         for request in requests:
-            self._ask_admission(request, now, may_raise=True)
+            self._ask_admission(request, now)
+            if request.error is not None:
+                for sibling in requests[: request.id - requests[0].id]:
+                    self._end(sibling, FinishReason.ABORT, now)
+                raise RequestError(f"refused by the admission policy: {request.error}")
         return requests
 
     def _seed(self, params: SamplingParams, i: int) -> int:
@@ -185,7 +198,7 @@ class Engine:
             return (params.seed + i) % 2**63
         return random.Random(f"{self.config.seed}/{self._next_id}").getrandbits(63)
 
-    def _ask_admission(self, request: Request, now: float, *, may_raise: bool) -> None:
+    def _ask_admission(self, request: Request, now: float) -> None:
         self.scheduler.view.now = now
         answer = self.admission.admit(request, self.scheduler.view)
         if isinstance(answer, Reject):
@@ -193,10 +206,12 @@ class Engine:
             request.finished_at = now
             self.metrics.rejected += 1
             self._decide("refuse", now, request.id, answer.reason)
-            if may_raise:
-                raise RequestError(f"refused by the admission policy: {answer.reason}")
         elif isinstance(answer, RetryAt):
-            heapq.heappush(self._deferred, (max(answer.time, now), request.id, request))
+            if not answer.time > now:
+                raise PolicyError(
+                    f"{type(self.admission).__name__}.admit() said RetryAt({answer.time}) at {now}: it must lie ahead"
+                )
+            heapq.heappush(self._deferred, (answer.time, request.id, request))
             self._decide("defer", now, request.id, repr(answer.time))
         else:
             self.scheduler.add(request)
@@ -222,9 +237,9 @@ class Engine:
 
     def step(self) -> list[Request]:
         """One pass and one forward pass. Returns the requests that finished in it, in a fixed order."""
-        begun = stopwatch()
-        cache_before = self.memory.seconds
         self._wait_for_deferred()
+        begun = stopwatch()
+        self.meter.begin()
         now = self.clock.now()
         self._input("begin", now)
         done = self._retry_deferred(now)
@@ -246,7 +261,7 @@ class Engine:
         collected = stopwatch()
         if result is not None:
             done += self._take(batch, result)
-        self._measure(batch, n_running, begun, cache_before, launched, collected)
+        self.meter.stepped(batch, n_running, self.clock.now(), StepTimes(begun, launched, collected, stopwatch()))
         self._n_steps += 1
         return done
 
@@ -306,12 +321,12 @@ class Engine:
         return [row.request for row in batch.rows]
 
     def _end(self, request: Request, reason: FinishReason, now: float) -> None:
-        if any(request is waiting for _, _, waiting in self._deferred):
+        if request.id in self.scheduler:
+            self.scheduler.finish(request, reason, keep=reason is not FinishReason.ERROR)
+        else:
             self._deferred = [entry for entry in self._deferred if entry[2] is not request]
             heapq.heapify(self._deferred)
             request.status, request.finish_reason = Status.FINISHED, reason
-        else:
-            self.scheduler.finish(request, reason, keep=reason is not FinishReason.ERROR)
         request.finished_at = now
         self.outputs.close(request)
         for listener in self.on_finish:
@@ -329,7 +344,7 @@ class Engine:
         while self._deferred and self._deferred[0][0] <= now:
             due.append(heapq.heappop(self._deferred)[2])
         for request in due:
-            self._ask_admission(request, now, may_raise=False)
+            self._ask_admission(request, now)
             if request.finished:
                 refused.append(request)
                 for listener in self.on_finish:
@@ -385,51 +400,11 @@ class Engine:
     def reset_metrics(self) -> None:
         """Starts counting afresh. The log goes on, with a mark: it must hold all that led to the engine's state."""
         self._input("measure", self.clock.now())
-        self.metrics = Metrics()
-        self._counted = self._counters()
+        self.meter.reset()
 
     def check(self) -> None:
         """Raises AssertionError when an invariant of the cache or the pool doesn't hold. O(size); for tests."""
         self.memory.check(self.scheduler.running.values())
-
-    # ---- counting
-
-    def _counters(self) -> Counters:
-        cache = self.memory.cache
-        return Counters(
-            cache.evicted_tokens, cache.refetched_tokens, self.scheduler.recomputed_tokens, self.scheduler.preemptions
-        )
-
-    def _measure(
-        self, batch: Batch, n_running: int, begun: float, cache_before: float, launched: float, collected: float
-    ) -> None:
-        ended = stopwatch()
-        metrics, cache = self.metrics, self.memory.cache
-        now = self._counters()
-        since = Counters(*(a - b for a, b in zip(now, self._counted)))
-        metrics.evicted_tokens, metrics.refetched_tokens, metrics.recomputed_tokens, metrics.preemptions = since
-        metrics.peak_running = max(metrics.peak_running, n_running)
-        n_decode = sum(row.start >= row.request.prompt_tokens for row in batch.rows)
-        cache_s = self.memory.seconds - cache_before
-        forward_s = collected - launched
-        metrics.steps.append(
-            StepSample(
-                step=batch.step,
-                time=self.clock.now(),
-                running=n_running,
-                waiting=len(self.scheduler.waiting),
-                free_tokens=self.memory.pool.n_free * self.config.page_size,
-                cached_tokens=cache.cached_tokens,
-                evictable_tokens=cache.evictable_tokens,
-                n_prefill=sum(row.n_new for row in batch.rows) - n_decode,
-                n_decode=n_decode,
-                n_cached=self.scheduler.n_cached_in_pass,
-                schedule_s=max(0.0, launched - begun - cache_s),
-                cache_s=cache_s,
-                forward_s=forward_s,
-                other_s=max(0.0, ended - collected),
-            )
-        )
 
     # ---- the log
 

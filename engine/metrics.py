@@ -29,15 +29,6 @@ class StepSample(NamedTuple):
     other_s: float
 
 
-class Counters(NamedTuple):
-    """Counts since the engine was made."""
-
-    evicted_tokens: int
-    refetched_tokens: int
-    recomputed_tokens: int
-    preemptions: int
-
-
 @dataclass(slots=True)
 class Metrics:
     """Totals since the last reset, and a sample a step."""

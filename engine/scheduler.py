@@ -86,6 +86,9 @@ class Scheduler:
 
     # ---- coming and going
 
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self.waiting or request_id in self.running
+
     def add(self, request: Request) -> None:
         self.waiting[request.id] = request
         self.policy.on_arrival(request, self.view)

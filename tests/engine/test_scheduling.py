@@ -364,3 +364,53 @@ def test_retention_decides_what_enters_the_cache(hash_engine: HashEngine) -> Non
     engine.generate([[1] * 8], SamplingParams(max_tokens=3))
     assert engine.memory.cache.cached_tokens == 4
     engine.check()
+
+
+class Second:
+    """Refuses the second request it sees, or asks for a time that has passed."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    def admit(self, request: RequestView, view: Any) -> Any:
+        self.asked += 1
+        return self.answer if self.asked == 2 else None
+
+
+def test_samples_of_a_prompt_are_admitted_together_or_not_at_all(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+    engine.admission = Second(Reject("full"))  # type: ignore[assignment]
+    with pytest.raises(RequestError, match="full"):
+        engine.add([1, 2], SamplingParams(max_tokens=2, n=3))
+    assert not engine.has_work
+    engine.check()
+
+
+def test_a_retry_must_lie_ahead(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+    engine.admission = Second(RetryAt(0.0))  # type: ignore[assignment]
+    engine.add([1, 2], ONE)
+    with pytest.raises(PolicyError, match="it must lie ahead"):
+        engine.add([1, 2], ONE)
+
+
+def test_a_deferred_request_can_be_aborted(hash_engine: HashEngine) -> None:
+    engine = hash_engine()
+    engine.admission = Second(RetryAt(1e9))  # type: ignore[assignment]
+    engine.add([1, 2], ONE)
+    (deferred,) = engine.add([1, 2], ONE)
+    engine.abort(deferred)
+    assert deferred.finish_reason is FinishReason.ABORT
+    assert len(engine.run()) == 1
+
+
+def test_a_replay_keeps_what_a_request_carries(hash_engine: HashEngine) -> None:
+    from engine.replay import replay
+
+    engine = hash_engine()
+    engine.add([1, 2], ONE, parent=0, deadline=0.0, predicted_output=0, client="c", priority=-1)
+    engine.run()
+    arrival = next(event for event in replay(engine.log).events if event.kind == "arrive")
+    assert arrival.text == next(event for event in engine.log.events if event.kind == "arrive").text
+    assert '"parent": 0' in arrival.text

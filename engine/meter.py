@@ -1,0 +1,77 @@
+"""Reads the engine's counters after each step and keeps its `Metrics`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from engine.executor.base import Batch
+from engine.metrics import Metrics, StepSample
+from engine.scheduler import Scheduler
+
+
+class StepTimes(NamedTuple):
+    """Readings of the stopwatch, seconds: the step's begin, after scheduling, after the forward pass, at the end."""
+
+    begun: float
+    launched: float
+    collected: float
+    ended: float
+
+
+class Counters(NamedTuple):
+    """Counts since the engine was made."""
+
+    evicted_tokens: int
+    refetched_tokens: int
+    recomputed_tokens: int
+    preemptions: int
+
+
+class Meter:
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._memory = scheduler.memory
+        self._cache_s = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts counting afresh."""
+        self.metrics = Metrics()
+        self._before = self._counters()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._cache_s = self._memory.seconds
+
+    def stepped(self, batch: Batch, n_running: int, now: float, times: StepTimes) -> None:
+        """A step ended at `now`, on the engine's clock. `n_running`: before its finished requests left."""
+        metrics, cache = self.metrics, self._memory.cache
+        since = Counters(*(a - b for a, b in zip(self._counters(), self._before)))
+        metrics.evicted_tokens, metrics.refetched_tokens, metrics.recomputed_tokens, metrics.preemptions = since
+        metrics.peak_running = max(metrics.peak_running, n_running)
+        n_decode = sum(row.start >= row.request.prompt_tokens for row in batch.rows)
+        cache_s = self._memory.seconds - self._cache_s
+        metrics.steps.append(
+            StepSample(
+                step=batch.step,
+                time=now,
+                running=n_running,
+                waiting=len(self._scheduler.waiting),
+                free_tokens=self._memory.pool.n_free * self._memory.page_size,
+                cached_tokens=cache.cached_tokens,
+                evictable_tokens=cache.evictable_tokens,
+                n_prefill=sum(row.n_new for row in batch.rows) - n_decode,
+                n_decode=n_decode,
+                n_cached=self._scheduler.n_cached_in_pass,
+                schedule_s=max(0.0, times.launched - times.begun - cache_s),
+                cache_s=cache_s,
+                forward_s=times.collected - times.launched,
+                other_s=max(0.0, times.ended - times.collected),
+            )
+        )
+
+    def _counters(self) -> Counters:
+        cache, scheduler = self._memory.cache, self._scheduler
+        return Counters(
+            cache.evicted_tokens, cache.refetched_tokens, scheduler.recomputed_tokens, scheduler.preemptions
+        )
