@@ -23,7 +23,8 @@ from engine.memory import KVMemory
 from engine.meter import Meter, StepTimes
 from engine.metrics import Metrics
 from engine.output import Outputs
-from engine.policies.base import Hint, PolicyError, Reject, RetryAt
+from engine.policies.base import Accept, Hint, Reject, RetryAt, broken
+from engine.policies.guard import ask
 from engine.policies.registry import make_policy
 from engine.request import FinishReason, Request, RequestError, SamplingParams, Status, TokenLogprob, Tokens
 from engine.scheduler import Limits, Scheduler
@@ -200,7 +201,7 @@ class Engine:
 
     def _ask_admission(self, request: Request, now: float) -> None:
         self.scheduler.view.now = now
-        answer = self.admission.admit(request, self.scheduler.view)
+        answer = ask(self.admission, "admit", request, self.scheduler.view)
         if isinstance(answer, Reject):
             request.status, request.finish_reason, request.error = Status.FINISHED, FinishReason.ERROR, answer.reason
             request.finished_at = now
@@ -208,13 +209,13 @@ class Engine:
             self._decide("refuse", now, request.id, answer.reason)
         elif isinstance(answer, RetryAt):
             if not answer.time > now:
-                raise PolicyError(
-                    f"{type(self.admission).__name__}.admit() said RetryAt({answer.time}) at {now}: it must lie ahead"
-                )
+                raise broken(self.admission, "admit", f"said RetryAt({answer.time}) at {now}: it must lie ahead")
             heapq.heappush(self._deferred, (answer.time, request.id, request))
             self._decide("defer", now, request.id, repr(answer.time))
-        else:
+        elif isinstance(answer, Accept):
             self.scheduler.add(request)
+        else:
+            raise broken(self.admission, "admit", f"gave {answer!r}; it must be Accept(), Reject(...) or RetryAt(...)")
 
     def abort(self, request: Request) -> None:
         """Ends a request at any stage; no effect on a finished one."""

@@ -15,7 +15,8 @@ from engine.cache.base import Cache, Match, Pages
 from engine.cache.page_pool import PagePool
 from engine.clock import stopwatch
 from engine.log import Event, Log
-from engine.policies.base import RetentionPolicy
+from engine.policies.base import RetentionPolicy, broken
+from engine.policies.guard import ask
 from engine.request import Request
 
 P = ParamSpec("P")
@@ -155,7 +156,9 @@ class KVMemory:
         before = request.lock.n_tokens
         if request.kept_short:
             return 0, 0
-        keep = self.retention.keep(request, n_tokens - before, self.cache.ctx)
+        keep = ask(self.retention, "keep", request, n_tokens - before, self.cache.ctx)
+        if not isinstance(keep, int):
+            raise broken(self.retention, "keep", f"gave {keep!r}; it must be a number of tokens")
         end = min(n_tokens, before + max(0, keep) // self.page_size * self.page_size)
         request.kept_short = end < n_tokens
         if end <= before:

@@ -18,8 +18,8 @@ from engine.estimate import OutputEstimate
 from engine.executor.base import Batch, Row
 from engine.log import Event, Log
 from engine.memory import KVMemory
-from engine.policies.base import Hint, Node, RequestView, SchedulePolicy
-from engine.policies.registry import PolicyError
+from engine.policies.base import Hint, Node, RequestView, SchedulePolicy, broken
+from engine.policies.guard import ask, ask_each
 from engine.prefix_groups import prefix_groups
 from engine.request import FinishReason, Request, Status
 
@@ -91,15 +91,15 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         self.waiting[request.id] = request
-        self.policy.on_arrival(request, self.view)
+        ask(self.policy, "on_arrival", request, self.view)
 
     def hint(self, hint: Hint) -> None:
         self.memory.cache.hint(hint)
-        self.policy.on_hint(hint, self.view)
+        ask(self.policy, "on_hint", hint, self.view)
 
     def generated(self, request: Request) -> None:
         """One more token of the request is there."""
-        self.policy.on_tokens(request, 1, self.view)
+        ask(self.policy, "on_tokens", request, 1, self.view)
 
     def finish(self, request: Request, reason: FinishReason, *, keep: bool = True) -> None:
         """Ends a request at any stage. What it computed goes to the cache, unless `keep` says it can't be trusted."""
@@ -112,7 +112,7 @@ class Scheduler:
         request.finish_reason = reason
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.estimate.on_finish(request)
-        self.policy.on_done(request, self.view)
+        ask(self.policy, "on_done", request, self.view)
         self._decide("finish", request.id, request.output_tokens, text=reason.value)
 
     # ---- one pass
@@ -160,11 +160,9 @@ class Scheduler:
         left = request.n_tokens - request.n_computed
         n = left
         if left > 1 or budget < left:
-            n = self.policy.chunk(request, budget, self.view)
-            if not 1 <= n <= budget:
-                raise PolicyError(
-                    f"{type(self.policy).__name__}.chunk() gave {n} tokens; it must be from 1 to the budget of {budget}"
-                )
+            n = ask(self.policy, "chunk", request, budget, self.view)
+            if not isinstance(n, int) or not 1 <= n <= budget:
+                raise broken(self.policy, "chunk", f"gave {n!r} tokens; it must be from 1 to the budget of {budget}")
             n = min(n, left)
         held = request.n_pages * self.memory.page_size - request.n_computed
         n = min(n, held + self.memory.available)
@@ -195,11 +193,8 @@ class Scheduler:
         memory = self.memory
         reserved = sum(self._still_needs(request) for request in self.running.values())
         yielded = 0
-        for request in self.policy.order(tuple(self.waiting.values()), self.view):
-            if self.waiting.get(request.id) is not request:
-                raise PolicyError(
-                    f"{type(self.policy).__name__}.order() yielded request {request.id}, which isn't waiting (any more)"
-                )
+        for given in ask_each(self.policy, "order", tuple(self.waiting.values()), self.view):
+            request = self._one_of(self.waiting, given, "order", "waiting")
             yielded += 1
             if budget <= 0 or len(self.running) >= self.limits.max_running:
                 break
@@ -211,11 +206,12 @@ class Scheduler:
             n = self._prefill(request, rows, budget)
             budget -= n
             reserved += self._still_needs(request)
-            self.policy.on_scheduled(request, n, n_cached, self.view)
+            ask(self.policy, "on_scheduled", request, n, n_cached, self.view)
         if not yielded and not self.running:
-            raise PolicyError(
-                f"{type(self.policy).__name__}.order() yielded none of {len(self.waiting)} waiting requests while "
-                "nothing runs: nothing could ever happen"
+            raise broken(
+                self.policy,
+                "order",
+                f"yielded none of {len(self.waiting)} waiting requests while nothing runs: nothing could ever happen",
             )
 
     def _start(self, request: Request, match: Match) -> int:
@@ -250,13 +246,8 @@ class Scheduler:
         before = self.preemptions
         need = self._missing()
         running, waiting = tuple(self.running.values()), tuple(self.waiting.values())
-        for victim in self.policy.preempt(running, waiting, max(0, need), self.view):
-            if self.running.get(victim.id) is not victim:
-                raise PolicyError(
-                    f"{type(self.policy).__name__}.preempt() yielded request {victim.id}, which isn't running "
-                    "(any more)"
-                )
-            self._preempt_one(victim)
+        for given in ask_each(self.policy, "preempt", running, waiting, max(0, need), self.view):
+            self._preempt_one(self._one_of(self.running, given, "preempt", "running"))
             if need > 0 and (need := self._missing()) <= 0:
                 break
         while self._missing() > 0:  # the policy named too few
@@ -283,6 +274,13 @@ class Scheduler:
         self.waiting = {request.id: request, **self.waiting}
         self.preemptions += 1
         self.estimate.on_preemption()
+
+    def _one_of(self, requests: dict[int, Request], given: object, hook: str, state: str) -> Request:
+        """What the policy yielded, if it's one of `requests`. Raises PolicyError."""
+        if isinstance(given, Request) and requests.get(given.id) is given:
+            return given
+        named = f"request {given.id}" if isinstance(given, Request) else repr(given)
+        raise broken(self.policy, hook, f"yielded {named}, which isn't {state} (any more)")
 
     def _decide(self, kind: str, request: int, a: int = 0, b: int = 0, text: str = "") -> None:
         self.log.add(Event(self.step, self.view.now, "decision", kind, request, a, b, (), text))

@@ -1,26 +1,12 @@
-"""Calls into an eviction policy. Whatever goes wrong in there is reported with the policy's name and the hook's."""
+"""Calls into an eviction policy, as few and as guarded as can be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from engine.policies.base import EvictionPolicy, PolicyError, broken
-
-
-def guarded(policy: object, hook: str) -> Callable[..., Any]:
-    """The hook, with any exception turned into a PolicyError."""
-    call = getattr(policy, hook)
-
-    def run(*args: Any) -> Any:
-        try:
-            return call(*args)
-        except PolicyError:
-            raise
-        except Exception as error:
-            raise broken(policy, hook, f"raised {type(error).__name__}: {error}") from error
-
-    return run
+from engine.policies.base import EvictionPolicy
+from engine.policies.guard import ask_each, guarded
 
 
 def overrides(policy: EvictionPolicy, hook: str) -> bool:
@@ -48,21 +34,4 @@ class Hooks:
 
     def victims(self, *args: Any) -> Iterator[Any]:
         """The policy's own conversation, guarded at every step."""
-        start, policy = guarded(self.policy, "victims"), self.policy
-        source = start(*args)
-        try:
-            step = source.__next__
-        except AttributeError:
-            raise broken(
-                policy, "victims", f"returned {source!r}, which isn't an iterator: write it with yield"
-            ) from None
-        while True:
-            try:
-                node = step()
-            except StopIteration:
-                return
-            except PolicyError:
-                raise
-            except Exception as error:
-                raise broken(policy, "victims", f"raised {type(error).__name__}: {error}") from error
-            yield node
+        return ask_each(self.policy, "victims", *args)

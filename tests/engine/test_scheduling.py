@@ -9,7 +9,7 @@ import pytest
 
 from engine.config import ConfigError, EngineConfig
 from engine.engine import Engine
-from engine.policies.base import Reject, RequestView, RetryAt, SchedulePolicy
+from engine.policies.base import Accept, Reject, RequestView, RetryAt, SchedulePolicy
 from engine.policies.registry import PolicyError
 from engine.request import FinishReason, RequestError, SamplingParams, Status
 
@@ -120,7 +120,7 @@ def test_prompts_under_way_take_over_what_others_cached_meanwhile(hash_engine: H
 
 def test_a_cached_prefix_about_to_be_used_does_not_count_as_room(hash_engine: HashEngine) -> None:
     engine = hash_engine(pool_tokens=32, max_running=4)
-    engine.generate([[5] * 16], SamplingParams(max_tokens=0))
+    engine.generate([[5] * 16, [5] * 12 + [6]], SamplingParams(max_tokens=0))  # two nodes: 12 tokens, then 4
     (running,) = engine.add([1] * 8, SamplingParams(max_tokens=8), predicted_output=8)
     engine.step()
     (waiting,) = engine.add([5] * 16 + [2], SamplingParams(max_tokens=8), predicted_output=8)
@@ -138,9 +138,13 @@ class Unyielding(SchedulePolicy):
 def test_the_engine_makes_room_where_the_policy_names_nobody(hash_engine: HashEngine) -> None:
     engine = hash_engine(pool_tokens=24, max_running=2)
     engine.scheduler.policy = Unyielding()
-    for first in (1, 2):
-        engine.add([first] * 4, SamplingParams(max_tokens=16), predicted_output=1)
-    assert [request.output_tokens for request in engine.run()] == [16, 16]
+    requests = [engine.add([i] * (3 + i), SamplingParams(max_tokens=16), predicted_output=1)[0] for i in (1, 2)]
+    while engine.has_work:
+        engine.step()
+        batch = engine.executor.batches[-1]  # type: ignore[attr-defined]
+        left_out = {r.id for r in requests if r.status is Status.RUNNING} - {row.request.id for row in batch.rows}
+        assert not left_out, "a running request waits for memory instead of somebody giving way"
+    assert [request.output_tokens for request in requests] == [16, 16]
     assert engine.metrics.preemptions > 0
 
 
@@ -242,7 +246,7 @@ def test_a_failing_step_fails_its_requests_and_no_more(hash_engine: HashEngine) 
     executor: Any = engine.executor
     (first,) = engine.add([1, 2, 3], SamplingParams(max_tokens=3))
     (second,) = engine.add([1, 2, 4], SamplingParams(max_tokens=3))
-    executor.fail_at.add(1)
+    executor.fail_at.add(0)  # the prompt is in the cache by then, its KV isn't written
     engine.run()
     assert first.finish_reason is FinishReason.ERROR
     assert "the device hiccuped" in str(first.error)
@@ -278,6 +282,19 @@ def test_scoring_shares_the_prompt_and_scores_each_continuation(hash_engine: Has
     assert executor.computed_tokens == 4 + (1 + 2) + (1 + 1) + (1 + 3)
 
 
+def test_a_request_that_must_compute_what_is_cached_keeps_its_own_pages(hash_engine: HashEngine) -> None:
+    engine = hash_engine(max_batch_tokens=64)
+    prompt = [1, 2, 3, 4, 5, 6]
+    engine.generate([prompt], SamplingParams(max_tokens=0))
+    scoring = SamplingParams(max_tokens=3, prompt_logprobs=0, prompt_logprobs_start=3)
+    (request,) = engine.add([*prompt, 0, 0, 0], scoring)
+    while engine.has_work:
+        engine.step()
+        engine.check()
+    assert request.n_cached == 2
+    assert [score.token for score in request.prompt_logprobs] == [4, 5, 6, 0, 0, 0]
+
+
 def test_eos_and_stop_tokens_end_a_request_unless_told_otherwise(hash_engine: HashEngine) -> None:
     engine = hash_engine(pool_tokens=400)
     engine.eos = (0,)
@@ -307,9 +324,25 @@ class Greedy(SchedulePolicy):
         return 0
 
 
+class Clumsy(SchedulePolicy):
+    def order(self, waiting: Sequence[RequestView], view: Any) -> Iterator[RequestView]:
+        yield from sorted(waiting, key=lambda request: request.nothing)  # type: ignore[attr-defined]
+
+
+class Absent(SchedulePolicy):
+    def order(self, waiting: Sequence[RequestView], view: Any) -> Any:
+        return None
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
-    [(Stubborn, "yielded none of 2 waiting"), (Confused, "isn't waiting"), (Greedy, "chunk.. gave 0 tokens")],
+    [
+        (Stubborn, "Stubborn: order: yielded none of 2 waiting"),
+        (Confused, "Confused: order: yielded request 0, which isn't waiting"),
+        (Greedy, "Greedy: chunk: gave 0 tokens"),
+        (Clumsy, "Clumsy: order: raised AttributeError: .*nothing"),
+        (Absent, "Absent: order: returned None, which isn't an iterator"),
+    ],
 )
 def test_a_policy_that_breaks_the_rules_is_named(hash_engine: HashEngine, policy: type, message: str) -> None:
     engine = hash_engine()
@@ -325,7 +358,7 @@ class Picky:
     def admit(self, request: RequestView, view: Any) -> Any:
         if request.client == "late":
             return RetryAt(0.05) if view.now < 0.05 else Reject("too late")
-        return Reject("no guests") if request.client == "guest" else None
+        return Reject("no guests") if request.client == "guest" else Accept()
 
 
 def test_admission_policies_refuse_and_defer(hash_engine: HashEngine) -> None:
@@ -353,6 +386,25 @@ def test_a_config_that_makes_no_sense_is_refused(config: dict[str, Any], message
         EngineConfig(**config)
 
 
+def test_retention_and_admission_policies_that_break_the_rules_are_named(hash_engine: HashEngine) -> None:
+    class Shrugs:
+        def keep(self, request: RequestView, n_new: int, ctx: Any) -> Any:
+            return None
+
+        def admit(self, request: RequestView, view: Any) -> Any:
+            return "maybe"
+
+    engine = hash_engine()
+    engine.memory.retention = Shrugs()  # type: ignore[assignment]
+    engine.add([1, 2], ONE)
+    with pytest.raises(PolicyError, match="Shrugs: keep: gave None"):
+        engine.step()
+    engine = hash_engine()
+    engine.admission = Shrugs()  # type: ignore[assignment]
+    with pytest.raises(PolicyError, match="Shrugs: admit: gave 'maybe'"):
+        engine.add([1, 2], ONE)
+
+
 def test_retention_decides_what_enters_the_cache(hash_engine: HashEngine) -> None:
     engine = hash_engine()
 
@@ -375,7 +427,7 @@ class Second:
 
     def admit(self, request: RequestView, view: Any) -> Any:
         self.asked += 1
-        return self.answer if self.asked == 2 else None
+        return self.answer if self.asked == 2 else Accept()
 
 
 def test_samples_of_a_prompt_are_admitted_together_or_not_at_all(hash_engine: HashEngine) -> None:
