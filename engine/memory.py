@@ -73,14 +73,14 @@ class KVMemory:
                 limit = min(limit, next_scored - 1)
         return self.cache.match(request.tokens[: request.n_tokens], request.namespace, limit)
 
-    @staticmethod
-    def unlocked_in(match: Match) -> int:
-        """Tokens of the match that count as evictable now and won't once it's locked."""
+    def unlocked_in(self, match: Match) -> int:
+        """Tokens that count as evictable now and won't once the match is locked."""
         path = match.path
         if not path:
             return 0
         inner = sum(node.n_tokens for node in path[:-1] if node.locks == 0)
-        return inner + (match.n_last if path[-1].locks == 0 else 0)
+        last = path[-1].n_tokens if self.cache.whole_entries else match.n_last
+        return inner + (last if path[-1].locks == 0 else 0)
 
     @_timed
     def admit(self, request: Request, match: Match) -> None:

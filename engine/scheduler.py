@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from engine.cache.base import Match
+from engine.cache.base import NO_MATCH, Match
 from engine.estimate import OutputEstimate
 from engine.executor.base import Batch, Row
 from engine.log import Event, Log
@@ -200,8 +200,10 @@ class Scheduler:
                 break
             match = memory.match(request)
             needs = memory.whole_pages(request.n_tokens - match.n_tokens + self.estimate.remaining(request))
-            if self.running and needs + reserved > memory.available - memory.unlocked_in(match):
-                break
+            if needs + reserved > memory.available - memory.unlocked_in(match):
+                if self.running:
+                    break
+                match = NO_MATCH  # alone and yet it doesn't fit: what it would hold of a whole entry is in its way
             n_cached = self._start(request, match)
             n = self._prefill(request, rows, budget)
             budget -= n

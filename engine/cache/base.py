@@ -37,6 +37,9 @@ class Match(NamedTuple):
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
+NO_MATCH = Match(0, (), 0)
+
+
 class Lock(NamedTuple):
     """A hold on a prefix: none of it can be evicted until `unlock`."""
 

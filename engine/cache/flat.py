@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.cache.base import Inserted, Lock, Match, Pages
+from engine.cache.base import NO_MATCH, Inserted, Lock, Match, Pages
 from engine.cache.prefix_store import PrefixStore
 from engine.cache.radix_node import TOKEN_BYTES, RadixNode
 from engine.cache.radix_tree import token_bytes
@@ -48,7 +48,7 @@ class FlatTable(PrefixStore):
         """The whole entries that cover most of `key[:limit]`. No side effects of any kind."""
         root = self._roots.get(namespace)
         if root is None:
-            return Match(0, (), 0)
+            return NO_MATCH
         data = token_bytes(key)
         end = min(limit * TOKEN_BYTES, len(data)) // self._page_bytes * self._page_bytes
         path: list[RadixNode] = []

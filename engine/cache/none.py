@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.cache.base import Evicted, Inserted, Lock, Match, Pages
+from engine.cache.base import NO_MATCH, Evicted, Inserted, Lock, Match, Pages
 from engine.cache.prefix_store import PrefixStore
 from engine.cache.radix_node import NO_PAGES
 from engine.policies.base import RequestView
@@ -13,7 +13,7 @@ class NoCache(PrefixStore):
     """Matches nothing and keeps nothing; a lock holds the empty prefix."""
 
     def match(self, key: Tokens, namespace: str, limit: int) -> Match:
-        return Match(0, (), 0)
+        return NO_MATCH
 
     def acquire(self, match: Match, request: RequestView, *, first: bool) -> Lock:
         root = self._root(request.namespace)

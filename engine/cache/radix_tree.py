@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cache.base import Inserted, Lock, Match, Pages
+from engine.cache.base import NO_MATCH, Inserted, Lock, Match, Pages
 from engine.cache.prefix_store import PrefixStore
 from engine.cache.radix_node import TOKEN_BYTES, RadixNode
 from engine.policies.base import RequestView
@@ -34,7 +34,7 @@ class RadixTree(PrefixStore):
         """Longest cached prefix of `key[:limit]`, in whole pages. No side effects of any kind."""
         node = self._roots.get(namespace)
         if node is None:
-            return Match(0, (), 0)
+            return NO_MATCH
         data = key.tobytes() if key.dtype is _INT64 else token_bytes(key)
         page = self._page_bytes
         end = limit * TOKEN_BYTES

@@ -163,6 +163,16 @@ def test_prompts_that_block_one_another_give_way(hash_engine: HashEngine) -> Non
     engine.check()
 
 
+def test_a_whole_entry_that_fills_the_pool_does_not_block_who_would_use_part_of_it(hash_engine: HashEngine) -> None:
+    engine = hash_engine(pool_tokens=24, page_size=2, cache="flat", max_batch_tokens=64)
+    prompt = [1, 2, 3] * 8
+    requests = engine.add(prompt, SamplingParams(max_tokens=0, n=2))
+    for _ in range(10):
+        engine.step()
+        engine.check()
+    assert all(request.finished for request in requests)
+
+
 def test_a_policy_may_preempt_although_memory_suffices(hash_engine: HashEngine) -> None:
     engine = hash_engine(max_running=1)
 
