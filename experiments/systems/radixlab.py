@@ -112,6 +112,11 @@ def engine_config(config: RunConfig) -> EngineConfig:
             raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be a whole number")
         if kinds[name] == "bool" and not isinstance(value, bool):
             raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be true or false")
+    if config.policy.get("routing") is not None or config.policy.get("routing_args"):
+        raise ConfigError(
+            f"policy.routing={config.policy.get('routing')!r} is not served: this system is one engine with nothing to "
+            "route between; leave policy.routing=null and policy.routing_args={}"
+        )
     policy = {name: value for name, value in config.policy.items() if name in kinds}
     return EngineConfig(
         model=config.model.get("path") or config.model["name"],

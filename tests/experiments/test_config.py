@@ -118,6 +118,8 @@ def test_closed_and_open_loop_at_once_are_refused() -> None:
         ("engine.page_size=abc", "whole number"),
         ("engine.hints=5", "true or false"),
         ("+engine.pagesize=3", "did you mean 'page_size'"),
+        ("policy.routing=random", "policy.routing=.random. is not served"),
+        ("+policy.routing_args.k=2", "is not served"),
     ],
 )
 def test_engine_settings_are_checked(override: str, says: str) -> None:
