@@ -11,6 +11,9 @@ class ConfigError(ValueError):
     """The configuration makes no sense. The message says what was given, what is allowed and what to do."""
 
 
+_CHOICES = {"device": ("auto", "cpu", "cuda"), "kv_dtype": ("auto", "int8", "fp8_e4m3")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Everything that decides what an engine does, but for the hardware."""
@@ -18,6 +21,9 @@ class EngineConfig:
     model: str = "tiny"
     """A named shape (seeded random weights), a Hugging Face folder, or a hub name."""
     dtype: str = "float32"
+    """float32 | bfloat16 | float16 (GPU only) | float64 (CPU only)"""
+    device: str = "auto"
+    """auto (a GPU where there is one) | cpu | cuda"""
     model_seed: int = 0
     tokenizer: str | None = None
     """Path or hub name; None: the model's own, or the built-in one for named shapes."""
@@ -29,6 +35,16 @@ class EngineConfig:
     """Size of the KV pool, tokens; None: from the memory that is free."""
     max_batch_tokens: int = 4096
     max_running: int = 256
+    kv_dtype: str = "auto"
+    """auto (the model's) | int8 | fp8_e4m3: how the KV pool keeps K and V; the last two on a GPU only."""
+    memory_fraction: float = 0.9
+    """Of the GPU's memory, for weights, the KV pool and what a step needs. The CPU's pool doesn't ask."""
+    cuda_graphs: bool = True
+    """Decode steps on a GPU are replayed from graphs."""
+    overlap: bool | None = None
+    """A step is scheduled while the one before it runs; None: on a GPU."""
+    deterministic: bool = False
+    """On a GPU: the same bits for a request whatever the batch, the chunking or the state of the cache."""
     cache: str = "radix"
     """radix | flat | none"""
     hints: bool = True
@@ -51,6 +67,15 @@ class EngineConfig:
             raise ConfigError(
                 f"engine.max_running={self.max_running} is above engine.max_batch_tokens={self.max_batch_tokens}: "
                 "every running request needs one token of the step's budget; lower the first or raise the second"
+            )
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"engine.{name}={getattr(self, name)!r} is not allowed: choose one of {', '.join(allowed)}"
+                )
+        if not 0 < self.memory_fraction <= 1:
+            raise ConfigError(
+                f"engine.memory_fraction={self.memory_fraction} is not allowed: it must be above 0 and at most 1"
             )
         if self.pool_tokens is not None and self.pool_tokens < self.page_size:
             raise ConfigError(

@@ -108,6 +108,7 @@ class KVMemory:
         request.lock = self.cache.acquire(match, request, first=first)
         request.pages[: len(pages)] = pages
         request.n_pages = request.n_shared_pages = len(pages)
+        request.pages_version += 1
         request.n_computed = match.n_tokens
 
     @_timed

@@ -174,6 +174,8 @@ class Request:
     tokens: Tokens = field(default_factory=lambda: np.empty(0, np.int64))
     """Prompt and output so far in `tokens[:n_tokens]`; room for `max_tokens` more behind it."""
     n_tokens: int = 0
+    n_pending: int = 0
+    """1 while a step under way chooses the last token of tokens[:n_tokens]: what stands there is no token yet."""
     n_computed: int = 0
     """KV of tokens[:n_computed] is in the pool (cached or computed, or will be by the step under way)."""
     n_cached: int = 0
@@ -191,6 +193,8 @@ class Request:
     | 0 .. n_shared_pages | n_shared_pages .. n_pages | room for the rest |
     | the cache's, locked | the request's own         | not valid         |
     """
+    pages_version: int = 0
+    """Grows whenever pages that the request had already are replaced by others; new ones at the end don't count."""
     n_pages: int = 0
     n_shared_pages: int = 0
     kept_short: bool = False

@@ -13,8 +13,8 @@ from torch import Tensor
 from engine import sampler
 from engine.clock import stopwatch
 from engine.executor.base import Batch, Row, StepResult
-from engine.kernels.attention_plan import Group, Index, Plan, Span, make_plan
-from engine.kernels.paged_attention import KVPool, PagedAttention
+from engine.kernels.cpu.attention_plan import Group, Index, Plan, Span, make_plan
+from engine.kernels.cpu.paged_attention import KVPool, PagedAttention
 from engine.models.config import ModelConfig
 from engine.models.llama import Llama
 from engine.request import TokenLogprob

@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from engine.kernels.linear import Linear
-from engine.kernels.norm import rms_norm
-from engine.kernels.rope import rotate
+from engine.kernels.cpu.linear import Linear
+from engine.kernels.cpu.norm import rms_norm
+from engine.kernels.cpu.rope import rotate
 from engine.models.config import ModelConfig
 from engine.models.rotary import Rotary
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.kernels.linear import Linear
+from engine.kernels.cpu.linear import Linear
 from engine.models.config import ModelConfig, ModelError, config_to_hf
 from engine.models.llama import Block, Llama
 

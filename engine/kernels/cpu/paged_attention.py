@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.kernels.attention import attention, merge
-from engine.kernels.attention_plan import Context, Index, Masked, Padded, Plan
+from engine.kernels.cpu.attention import attention, merge
+from engine.kernels.cpu.attention_plan import Context, Index, Masked, Padded, Plan
 
 
 class KVPool:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.kernels.attention_plan import Group, Padded, Plan, Span, make_plan
+from engine.kernels.cpu.attention_plan import Group, Padded, Plan, Span, make_plan
 
 
 def seen_keys(plan: Plan) -> list[Counter[int]]:

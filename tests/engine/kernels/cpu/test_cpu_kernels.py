@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.attention import attention, attention_reference, merge
-from engine.kernels.linear import Linear, can_pack
-from engine.kernels.norm import rms_norm
-from engine.kernels.rope import rotate
+from engine.kernels.cpu.attention import attention, attention_reference, merge
+from engine.kernels.cpu.linear import Linear, can_pack
+from engine.kernels.cpu.norm import rms_norm
+from engine.kernels.cpu.rope import rotate
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 5e-2}
 

@@ -1,0 +1,1 @@
+"""What the CPU runs: PyTorch and oneDNN."""
