@@ -14,6 +14,8 @@ for variable, folder in (("RADIXLAB_DATA", "data"), ("RADIXLAB_MODELS", "models"
     if not os.environ.get(variable) and beside.is_dir():
         os.environ[variable] = str(beside)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
 torch.set_num_threads(1)
 
