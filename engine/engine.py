@@ -16,9 +16,10 @@ from engine.cache.page_pool import PagePool
 from engine.clock import Clock, WallClock, stopwatch
 from engine.config import EngineConfig
 from engine.cost import UNIT, PrefillCost
-from engine.executor.base import Batch, Executor, ExecutorDead, Row, StepResult
+from engine.executor.base import Batch, Executor, Row, StepResult
 from engine.intake import Intake
 from engine.log import Event, Log
+from engine.loop import Failure, Loop
 from engine.memory import KVMemory
 from engine.meter import Meter, StepTimes
 from engine.metrics import Metrics
@@ -48,6 +49,8 @@ class Engine:
         cost: PrefillCost = UNIT,
         text_is_recorded: bool = False,
     ) -> None:
+        if config.overlap is None:
+            config = dataclasses.replace(config, overlap=executor.device.startswith("cuda"))
         self.executor = executor
         self.tokenizer = tokenizer
         self.config = config
@@ -73,6 +76,7 @@ class Engine:
         )
         self.outputs = Outputs(tokenizer, text_is_recorded=text_is_recorded)
         self._deferred: list[tuple[float, int, Request]] = []
+        self.loop = Loop(executor, self._take, self._fail)
         self._n_steps = 0
         self._next_id = 0
         args = {
@@ -112,7 +116,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.waiting or self.scheduler.running or self._deferred)
+        """Something waits, runs, or is on its way back from the device."""
+        return bool(self.scheduler.waiting or self.scheduler.running or self._deferred or self.loop.under_way)
 
     @property
     def capacity_tokens(self) -> int:
@@ -237,7 +242,11 @@ class Engine:
     # ---- running
 
     def step(self) -> list[Request]:
-        """One pass and one forward pass. Returns the requests that finished in it, in a fixed order."""
+        """One pass and one forward pass. Returns the requests that finished in it, in a fixed order.
+
+        With `config.overlap` the pass is made while the step before runs on the device: tokens and ends are known one
+        step late, and come out the same.
+        """
         self._wait_for_deferred()
         begun = stopwatch()
         self.meter.begin()
@@ -245,24 +254,12 @@ class Engine:
         self._input("begin", now)
         done = self._retry_deferred(now)
         batch = self.scheduler.schedule(self._n_steps, now)
-        if not batch.rows:
-            self._n_steps += 1
-            return done
         n_running = len(self.scheduler.running)
         launched = stopwatch()
-        result: StepResult | None = None
-        try:
-            pending = self.executor.launch(batch)
-            pending = self.executor.sample(pending, None)
-            result = self.executor.collect(pending)
-        except ExecutorDead:
-            raise
-        except Exception as error:
-            done += self._fail(batch, error)
-        collected = stopwatch()
-        if result is not None:
-            done += self._take(batch, result)
-        self.meter.stepped(batch, n_running, self.clock.now(), StepTimes(begun, launched, collected, stopwatch()))
+        done += self.loop.overlapped(batch) if self.config.overlap else self.loop.plain(batch)
+        if batch.rows:
+            times = StepTimes(begun, launched, self.loop.collected, stopwatch())
+            self.meter.stepped(batch, n_running, self.clock.now(), times)
         self._n_steps += 1
         return done
 
@@ -274,6 +271,8 @@ class Engine:
         ends: list[tuple[Request, FinishReason]] = []
         for i, row in enumerate(batch.rows):
             request = row.request
+            if request.finished:  # while the step was under way
+                continue
             if result.errors[i] is not None:
                 request.error = result.errors[i]
                 ends.append((request, FinishReason.ERROR))
@@ -282,7 +281,7 @@ class Engine:
                 _add_prompt_logprobs(row, result.prompt_logprobs[i])
             token = result.tokens[i]
             if token is None:
-                if request.n_computed == request.n_tokens:
+                if row.start + row.n_new == request.n_tokens:
                     ends.append((request, FinishReason.LENGTH))
                 continue
             request.append(token)
@@ -304,24 +303,29 @@ class Engine:
         errors = {i: error for i, error in enumerate(result.errors) if error is not None}
         if errors:
             extra["errors"] = errors
-        self._input("result", now, tokens=tokens, text=json.dumps(extra))
+        self._input("result", now, step=batch.step, tokens=tokens, text=json.dumps(extra))
         for request, reason in ends:
             self._end(request, reason, now)
             done.append(request)
         return done
 
-    def _fail(self, batch: Batch, error: Exception) -> list[Request]:
+    def _fail(self, batch: Batch, failure: Failure) -> list[Request]:
         """A step failed: so do its requests, and no more. KV it may have left half-written is forgotten."""
         now = self.clock.now()
-        why = f"the step failed: {type(error).__name__}: {error}"
-        self._input("failure", now, text=why)
-        for row in batch.rows:
-            row.request.error = why
-            self._end(row.request, FinishReason.ERROR, now)
+        why = f"the step failed: {type(failure.error).__name__}: {failure.error}"
+        self._input("failure", now, step=batch.step, a=failure.stage, text=why)
+        failed = [row.request for row in batch.rows if not row.request.finished]
+        for request in failed:
+            request.error = why
+            self._end(request, FinishReason.ERROR, now)
+        self.scheduler.put_back()
         self.memory.reset()
-        return [row.request for row in batch.rows]
+        return failed
 
     def _end(self, request: Request, reason: FinishReason, now: float) -> None:
+        request.forget_pending()
+        if request.output_tokens:  # a step under way may compute the last token too: nobody needs that
+            request.n_computed = min(request.n_computed, request.n_tokens - 1)
         if request.id in self.scheduler:
             self.scheduler.finish(request, reason, keep=reason is not FinishReason.ERROR)
         else:
@@ -336,7 +340,7 @@ class Engine:
     # ---- deferred requests
 
     def _wait_for_deferred(self) -> None:
-        if self._deferred and not self.scheduler.waiting and not self.scheduler.running:
+        if self._deferred and not (self.scheduler.waiting or self.scheduler.running or self.loop.under_way):
             self.clock.sleep_until(self._deferred[0][0])
 
     def _retry_deferred(self, now: float) -> list[Request]:
@@ -410,9 +414,18 @@ class Engine:
     # ---- the log
 
     def _input(
-        self, kind: str, now: float, *, request: int = -1, tokens: Sequence[int] | Tokens = (), text: str = ""
+        self,
+        kind: str,
+        now: float,
+        *,
+        step: int | None = None,
+        request: int = -1,
+        a: int = 0,
+        tokens: Sequence[int] | Tokens = (),
+        text: str = "",
     ) -> None:
-        self.log.add(Event(self._n_steps, now, "input", kind, request, 0, 0, tokens, text))
+        step = self._n_steps if step is None else step
+        self.log.add(Event(step, now, "input", kind, request, a, 0, tokens, text))
 
     def _decide(self, kind: str, now: float, request: int, text: str) -> None:
         self.log.add(Event(self._n_steps, now, "decision", kind, request, 0, 0, (), text))

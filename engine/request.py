@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int64]
+PENDING = int(np.iinfo(np.int64).min)
+"""Stands for a token that a step under way is choosing; neither a token nor a key of an image."""
 
 
 class RequestError(ValueError):
@@ -175,7 +177,7 @@ class Request:
     """Prompt and output so far in `tokens[:n_tokens]`; room for `max_tokens` more behind it."""
     n_tokens: int = 0
     n_pending: int = 0
-    """1 while a step under way chooses the last token of tokens[:n_tokens]: what stands there is no token yet."""
+    """1 while a step under way chooses the last token of tokens[:n_tokens]: PENDING stands there."""
     n_computed: int = 0
     """KV of tokens[:n_computed] is in the pool (cached or computed, or will be by the step under way)."""
     n_cached: int = 0
@@ -224,12 +226,21 @@ class Request:
 
     @property
     def output_tokens(self) -> int:
+        """Output tokens so far, one that is being chosen included."""
         return self.n_tokens - len(self.key)
 
     @property
     def output(self) -> Sequence[int]:
         """Token ids generated so far (a stop token included)."""
-        return self.tokens[len(self.key) : self.n_tokens].tolist()
+        return self.tokens[len(self.key) : self.n_tokens - self.n_pending].tolist()
+
+    @property
+    def awaits_end(self) -> bool:
+        """Nothing is left to schedule: the step under way is its last, whatever comes out of it."""
+        if not self.n_pending:
+            return self.n_computed >= self.n_tokens
+        forced = self.params.forced_output
+        return self.output_tokens >= (self.max_tokens if forced is None else len(forced))
 
     @property
     def max_tokens(self) -> int:
@@ -239,6 +250,18 @@ class Request:
     def finished(self) -> bool:
         return self.status is Status.FINISHED
 
+    def expect(self) -> None:
+        """A step under way chooses the next token."""
+        self.append(PENDING)
+        self.n_pending = 1
+
     def append(self, token: int) -> None:
-        self.tokens[self.n_tokens] = token
-        self.n_tokens += 1
+        """The next token: the one that was expected, or one more."""
+        self.tokens[self.n_tokens - self.n_pending] = token
+        self.n_tokens += 1 - self.n_pending
+        self.n_pending = 0
+
+    def forget_pending(self) -> None:
+        """The token that is being chosen won't be taken; nothing was computed on top of it that counts."""
+        self.n_tokens -= self.n_pending
+        self.n_pending = 0

@@ -129,7 +129,7 @@ class Scheduler:
             budget = self._continue(rows)
             if not preempted:
                 self._admit(rows, budget)
-            if rows or not self.running:
+            if rows or not self.running or any(request.awaits_end for request in self.running.values()):
                 break
             self._preempt_one(next(reversed(self.running.values())))  # prompts under way block one another
             preempted = True
@@ -142,6 +142,8 @@ class Scheduler:
         budget = self.limits.max_batch_tokens
         prompts: list[Request] = []
         for request in self.running.values():
+            if request.awaits_end:
+                continue
             if request.n_tokens - request.n_computed > 1 or request.output_tokens == 0:
                 prompts.append(request)
             elif self.memory.grow(request, request.n_tokens):
@@ -262,14 +264,21 @@ class Scheduler:
         wanted = sum(
             page
             for request in self.running.values()
-            if request.n_tokens - request.n_computed == 1 and request.n_tokens > request.n_pages * page
+            if request.n_tokens - request.n_computed == 1
+            and request.n_tokens > request.n_pages * page
+            and not request.awaits_end
         )
         return wanted - self.memory.available
 
-    def _preempt_one(self, request: Request) -> None:
+    def put_back(self) -> None:
+        """Every running request begins anew: the KV that it holds can't be trusted any more."""
+        for request in reversed(tuple(self.running.values())):
+            self._preempt_one(request, keep=False)
+
+    def _preempt_one(self, request: Request, *, keep: bool = True) -> None:
         """Back to the head of the queue; what it computed goes to the cache, so little of it is computed again."""
         self._decide("preempt", request.id, request.n_computed)
-        self.memory.release(request, keep=True, ended=False)
+        self.memory.release(request, keep=keep, ended=False)
         del self.running[request.id]
         request.status = Status.WAITING
         request.preemptions += 1

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from engine.clock import VirtualClock
 from engine.executor.base import Batch, ExecutorDead, StepResult
 from engine.log import Event, Log
+from engine.loop import Stage
 
 
 class ReplayDivergence(ExecutorDead):
@@ -18,7 +19,13 @@ class ReplayDivergence(ExecutorDead):
 class Recorded(NamedTuple):
     rows: tuple[tuple[int, int, int], ...]
     """(request, start, n_new) of each row."""
-    result: Event
+    result: Event | None
+    """None: nobody waited for it, as the step before was lost."""
+
+    def fail_at(self, stage: Stage) -> None:
+        """Raises RuntimeError if the step failed there."""
+        if self.result is not None and self.result.kind == "failure" and self.result.a == stage:
+            raise RuntimeError(self.result.text)
 
 
 class ReplayExecutor:
@@ -42,7 +49,7 @@ class ReplayExecutor:
                 rows.setdefault(event.step, []).append((event.request, event.a, event.b))
             elif event.kind in ("result", "failure"):
                 results[event.step] = event
-        self._recorded = {step: Recorded(tuple(rows.get(step, ())), result) for step, result in results.items()}
+        self._recorded = {step: Recorded(tuple(rows[step]), results.get(step)) for step in rows}
 
     def launch(self, batch: Batch) -> Batch:
         recorded = self._recorded.get(batch.step)
@@ -50,16 +57,20 @@ class ReplayExecutor:
         if recorded is None or recorded.rows != rows:
             there = "no such step" if recorded is None else f"rows {recorded.rows[:4]}..."
             raise ReplayDivergence(f"step {batch.step}: the recording has {there}, the engine built rows {rows[:4]}...")
+        recorded.fail_at(Stage.LAUNCH)
         return batch
 
     def sample(self, pending: Batch, masks: Sequence[Any] | None) -> Batch:
+        self._recorded[pending.step].fail_at(Stage.SAMPLE)
         return pending
 
     def collect(self, pending: Batch) -> StepResult:
-        event = self._recorded[pending.step].result
+        recorded = self._recorded[pending.step]
+        event = recorded.result
+        if event is None:
+            raise ReplayDivergence(f"step {pending.step}: the recording ends before its result")
         self._clock.sleep_until(event.time)
-        if event.kind == "failure":
-            raise RuntimeError(event.text)
+        recorded.fail_at(Stage.COLLECT)
         extra = json.loads(event.text)
         stops = {int(row): stop for row, stop in extra.get("stop", {}).items()}
         errors = {int(row): error for row, error in extra.get("errors", {}).items()}

@@ -10,7 +10,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.executor.base import Batch, StepResult
+from engine.executor.base import Batch, Row, StepResult
 from engine.request import TokenLogprob
 
 POISON = np.uint64(0xDEAD)
@@ -40,6 +40,9 @@ class HashExecutor:
         self.batches: list[Batch] = []
         self.computed_tokens = 0
         self.fail_at: set[int] = set()
+        self.lose_at: set[int] = set()
+        self.chosen: dict[int, int] = {}
+        """Newest token of each request, as the device knows it."""
         self.bad_requests: set[int] = set()
 
     def next_token(self, tokens: np.ndarray) -> int:
@@ -58,14 +61,12 @@ class HashExecutor:
             assert row.n_new >= 1
             assert end <= row.request.n_tokens
             slots = self.slots(row.request, end)
-            self.kv[slots[row.start :]] = prefix_hashes(row.request.tokens[:end])[row.start :]
+            self.kv[slots[row.start :]] = prefix_hashes(self.inputs(row))[row.start :]
             self.computed_tokens += row.n_new
         for row in batch.rows:
             end = row.start + row.n_new
             found = self.kv[self.slots(row.request, end)]
-            assert (found == prefix_hashes(row.request.tokens[:end])).all(), (
-                "a row reads KV that isn't its own prefix's"
-            )
+            assert (found == prefix_hashes(self.inputs(row))).all(), "a row reads KV that isn't its own prefix's"
         for group in batch.prefix_groups:
             first = self.slots(batch.rows[group.rows[0]].request, group.n_tokens)
             for i in group.rows:
@@ -73,17 +74,36 @@ class HashExecutor:
                 assert (self.slots(batch.rows[i].request, group.n_tokens) == first).all()
         return batch
 
-    def sample(self, pending: Batch, masks: Any) -> Batch:
-        return pending
+    def inputs(self, row: Row) -> np.ndarray:
+        """The row's tokens up to its end; the one that the step before chose is known to the device alone."""
+        request, end = row.request, row.start + row.n_new
+        tokens = request.tokens[:end].copy()
+        if request.n_pending and end == request.n_tokens:
+            tokens[-1] = self.chosen[request.id]
+        assert (tokens >= 0).all(), "a row is computed from a token that nobody has chosen"
+        return tokens
 
-    def collect(self, pending: Batch) -> StepResult:
+    def sample(self, pending: Batch, masks: Any) -> tuple[Batch, list[int | None]]:
         tokens: list[int | None] = []
-        scored = []
         for row in pending.rows:
             request = row.request
+            if not row.sample or request.finished:
+                tokens.append(None)
+                continue
+            assert request.n_pending == 0
             output, forced = request.output_tokens, request.params.forced_output
             token = forced[output] if forced is not None else self.next_token(request.tokens[: request.n_tokens])
-            tokens.append(token if row.sample else None)
+            self.chosen[request.id] = token
+            tokens.append(token)
+        return pending, tokens
+
+    def collect(self, pending: tuple[Batch, list[int | None]]) -> StepResult:
+        batch, tokens = pending
+        if batch.step in self.lose_at:
+            raise RuntimeError("the device hiccuped and lost what it had computed")
+        scored = []
+        for row in batch.rows:
+            request = row.request
             first = row.logit_start + 1
             scored.append(
                 tuple(
@@ -91,8 +111,8 @@ class HashExecutor:
                     for i, t in enumerate(request.key[first : first + row.n_scored], first)
                 )
             )
-        n = len(pending.rows)
-        errors = tuple("bad logits" if row.request.id in self.bad_requests else None for row in pending.rows)
+        n = len(batch.rows)
+        errors = tuple("bad logits" if row.request.id in self.bad_requests else None for row in batch.rows)
         return StepResult(tuple(tokens), (None,) * n, tuple(scored), errors, 0.001)
 
 

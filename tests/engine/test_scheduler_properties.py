@@ -20,10 +20,19 @@ SCHEDULING = ["fcfs", "cache_aware", "dfs_weight", "lof", "random", "priority"]
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=24)
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), tokens, st.integers(0, 12), st.integers(1, 3), st.integers(-1, 6), st.integers(0, 2)),
+        st.tuples(
+            st.just("add"),
+            tokens,
+            st.integers(0, 12),
+            st.integers(1, 3),
+            st.integers(-1, 6),
+            st.integers(0, 2),
+            st.sampled_from([(), (), (0, 4)]),
+        ),
         st.tuples(st.just("step"), st.integers(1, 4)),
         st.tuples(st.just("abort"), st.integers(0, 50)),
         st.tuples(st.just("fail")),
+        st.tuples(st.just("lose")),
         st.tuples(st.just("flush")),
     ),
     min_size=1,
@@ -39,6 +48,7 @@ configs = st.fixed_dictionaries(
         "eviction": st.sampled_from(EVICTION),
         "schedule": st.sampled_from(SCHEDULING),
         "seed": st.integers(0, 3),
+        "overlap": st.booleans(),
     }
 )
 
@@ -54,11 +64,12 @@ def drive(engine: Engine, script: list[Any]) -> list[Any]:
 
     for action in script:
         match action:
-            case ("add", prompt, max_tokens, n, scored_from, namespace):
+            case ("add", prompt, max_tokens, n, scored_from, namespace, stop):
                 scores = 1 <= scored_from < len(prompt)
                 params = SamplingParams(
                     max_tokens=max_tokens,
                     n=n,
+                    stop_token_ids=stop,
                     prompt_logprobs=0 if scores else None,
                     prompt_logprobs_start=scored_from if scores else 1,
                 )
@@ -76,6 +87,8 @@ def drive(engine: Engine, script: list[Any]) -> list[Any]:
                     engine.check()
             case ("fail",):
                 executor.fail_at.add(engine._n_steps)
+            case ("lose",):
+                executor.lose_at.add(engine._n_steps)
             case ("flush",):
                 engine.flush_cache()
                 engine.check()
@@ -103,6 +116,10 @@ def test_any_traffic_in_a_small_pool_is_served_right(
         for _ in range(request.output_tokens):
             expected.append(executor.next_token(np.array(expected)))
         assert request.tokens[: request.n_tokens].tolist() == expected
+        stops = request.params.stop_token_ids
+        assert not set(request.output[:-1]) & set(stops)
+        if request.finish_reason is FinishReason.STOP:
+            assert request.output[-1] in stops
         if request.finish_reason is FinishReason.LENGTH:
             assert request.output_tokens == request.max_tokens
             params = request.params
