@@ -1,0 +1,1 @@
+"""`make gpu`: everything that only a GPU can prove or refute, in one command."""
