@@ -17,7 +17,7 @@ from engine.kernels.cpu.attention_plan import Group, Index, Plan, Span, make_pla
 from engine.kernels.cpu.paged_attention import KVPool, PagedAttention
 from engine.models.config import ModelConfig
 from engine.models.llama import Llama
-from engine.request import TokenLogprob
+from engine.request import Request, TokenLogprob
 
 SHARE_OF_MEMORY = 0.25
 """Of the memory that is free, the pool takes this much by default."""
@@ -34,6 +34,8 @@ class Pending(NamedTuple):
     first_logit: tuple[int, ...]
     """Where each row's begin; one more entry than rows."""
     started: float
+    chosen: tuple[int, ...] = ()
+    """Rows that sampled."""
     sampled: sampler.Sampled | None = None
 
 
@@ -52,6 +54,8 @@ class CpuExecutor:
         self.max_context = config.max_context
         self.vocab_size = config.vocab_size
         self.pool = KVPool(config.n_layers, config.n_kv_heads, n_pages * page_size, config.head_dim, model.dtype)
+        self._last: dict[Request, int] = {}
+        """What was sampled last, for rows that are launched before it is collected."""
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Pending:
@@ -59,7 +63,7 @@ class CpuExecutor:
         started = stopwatch()
         order, groups = _packing_order(batch)
         rows = [batch.rows[i] for i in order]
-        tokens = np.concatenate([row.request.tokens[row.start : row.start + row.n_new] for row in rows])
+        tokens = np.concatenate([self._tokens(row) for row in rows])
         positions = np.concatenate([np.arange(row.start, row.start + row.n_new) for row in rows])
         slots = np.concatenate([self._slots(row, row.start, row.start + row.n_new) for row in rows])
         attention = PagedAttention(self.pool, torch.from_numpy(slots), self._plans(rows, groups))
@@ -69,14 +73,18 @@ class CpuExecutor:
         return Pending(batch, logits if back is None else logits[back], first, started)
 
     def sample(self, pending: Pending, masks: Sequence[Any] | None = None) -> Pending:
-        """Chooses the next token of the rows that sample. `masks`: a packed bitmask or None for each row."""
+        """Chooses the next token of the rows that sample. `masks`: a packed bitmask or None for each row.
+
+        A request that has ended since the launch gets none.
+        """
         rows = pending.batch.rows
-        chosen = [i for i, row in enumerate(rows) if row.sample]
+        chosen = [i for i, row in enumerate(rows) if row.sample and not row.request.finished]
         last = [pending.first_logit[i + 1] - 1 for i in chosen]
         logits = pending.logits if len(last) == len(pending.logits) else pending.logits[last]
         requests = [rows[i].request for i in chosen]
         sampled = sampler.sample(logits, requests, None if masks is None else [masks[i] for i in chosen])
-        return pending._replace(sampled=sampled)
+        self._last = {request: token or 0 for request, token in zip(requests, sampled.tokens, strict=True)}
+        return pending._replace(chosen=tuple(chosen), sampled=sampled)
 
     def collect(self, pending: Pending) -> StepResult:
         """The step's result. Raises ValueError when `sample` wasn't called."""
@@ -86,8 +94,7 @@ class CpuExecutor:
         tokens: list[int | None] = [None] * len(rows)
         logprobs: list[TokenLogprob | None] = [None] * len(rows)
         errors: list[str | None] = [None] * len(rows)
-        sampling = (i for i, row in enumerate(rows) if row.sample)
-        for i, token, logprob, error in zip(sampling, *pending.sampled, strict=True):
+        for i, token, logprob, error in zip(pending.chosen, *pending.sampled, strict=True):
             tokens[i], logprobs[i], errors[i] = token, logprob, error
         prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
         for i, row in enumerate(rows):
@@ -98,6 +105,15 @@ class CpuExecutor:
                 tokens[i], logprobs[i], errors[i] = None, None, errors[i] or str(error)
         seconds = stopwatch() - pending.started
         return StepResult(tuple(tokens), tuple(logprobs), tuple(prompt_logprobs), tuple(errors), seconds)
+
+    def _tokens(self, row: Row) -> Index:
+        """The row's new tokens. One that the step before has chosen and nobody has collected yet is known here."""
+        request = row.request
+        tokens = request.tokens[row.start : row.start + row.n_new]
+        if request.n_pending and row.start + row.n_new == request.n_tokens:
+            tokens = tokens.copy()
+            tokens[-1] = self._last[request]
+        return tokens
 
     def _slots(self, row: Row, a: int, b: int) -> Index:
         """Slots of the tokens [a, b) of a row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,7 +11,19 @@ from engine import hub
 from engine.models.config import ModelConfig, ModelError, config_from_hf, with_context
 from engine.models.llama import Llama
 from engine.models.shapes import SHAPES, named_shape
-from engine.models.weights import RandomWeights, SafetensorsFolder, build, dtype_named, read_json
+from engine.models.weights import (
+    GPU_DTYPES,
+    RandomWeights,
+    SafetensorsFolder,
+    Tensors,
+    Weights,
+    build,
+    dtype_named,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from engine.models.llama_gpu import LlamaGpu
 
 WANTED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 """Files of a model on the hub that are of use here."""
@@ -34,13 +47,43 @@ def load_model(
     Raises ModelError naming the file, tensor or field.
     """
     wanted = dtype_named(dtype)
+    config, weights = find_model(name_or_path, seed, vocab_size=vocab_size, max_context=max_context)
+    return build(config, weights, wanted)
+
+
+def load_gpu_model(
+    name_or_path: str,
+    dtype: str | torch.dtype = "bfloat16",
+    seed: int = 0,
+    *,
+    device: torch.device,
+    deterministic: bool = False,
+    vocab_size: int | None = None,
+    max_context: int | None = None,
+) -> LlamaGpu:
+    """The same for the Triton kernels. Imports them.
+
+    dtype: float32, bfloat16 or float16.
+    device: a GPU, or the CPU where the kernels run under Triton's interpreter.
+    deterministic: the bits of a token's logits don't depend on what is computed beside it.
+    """
+    from engine.models.llama_gpu import build_gpu
+
+    wanted = dtype_named(dtype, GPU_DTYPES)
+    config, weights = find_model(name_or_path, seed, vocab_size=vocab_size, max_context=max_context)
+    with Tensors(config, weights, wanted, device) as tensors:
+        return build_gpu(tensors, deterministic=deterministic)
+
+
+def find_model(
+    name_or_path: str, seed: int, *, vocab_size: int | None = None, max_context: int | None = None
+) -> tuple[ModelConfig, Weights]:
+    """What the model is made of, and where its weights come from. Reads none of them yet."""
     if name_or_path in SHAPES:
         shape = named_shape(name_or_path, vocab_size)
-        if max_context is not None:
-            shape = with_context(shape, max_context)
-        return build(shape, RandomWeights(seed), wanted)
+        return shape if max_context is None else with_context(shape, max_context), RandomWeights(seed)
     folder = model_folder(name_or_path)
-    return build(read_config(folder, max_context), SafetensorsFolder(folder), wanted)
+    return read_config(folder, max_context), SafetensorsFolder(folder)
 
 
 def model_folder(name_or_path: str) -> Path:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,19 +29,30 @@ DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "float64": torch.float64,
 }
+GPU_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+MOST_THREADS = 16
+"""That fetch weights ahead. Each holds one tensor."""
 
 
-def dtype_named(name: str | torch.dtype) -> torch.dtype:
-    """float32 (fp32), bfloat16 (bf16) or float64. Raises ModelError for others."""
+def dtype_named(name: str | torch.dtype, available: Mapping[str, torch.dtype] = DTYPES) -> torch.dtype:
+    """The dtype of that name; those of the CPU are float32 (fp32), bfloat16 (bf16), float64. Raises ModelError."""
     if isinstance(name, torch.dtype):
         name = str(name).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ModelError(f"dtype {name!r} isn't supported; available: {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in available:
+        raise ModelError(f"dtype {name!r} isn't supported; available: {', '.join(available)}")
+    return available[name]
 
 
 class Weights(Protocol):
-    """Tensors by their Hugging Face names."""
+    """Tensors by their Hugging Face names. Safe to ask from several threads."""
 
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor, on the CPU, in any floating dtype. Raises ModelError when it is missing or of another shape."""
@@ -144,41 +156,87 @@ class RandomWeights:
         return torch.randn(shape, generator=generator).mul_(0.02)
 
 
+class Tensors:
+    """A model's tensors, each to be asked for once, as the hardware wants them: in its dtype, on its device.
+
+    Some are fetched ahead by other threads, in the order of `tensor_shapes`: drawing or reading them takes longest.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, dtype: torch.dtype, device: torch.device = torch.device("cpu")
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self._weights = weights
+        self._shapes = tensor_shapes(config)
+        self._n_threads = min(os.cpu_count() or 1, MOST_THREADS)
+        self._threads = ThreadPoolExecutor(self._n_threads, "weights")
+        self._ahead: dict[str, Future[Tensor]] = {}
+        self._names = iter(self._shapes)
+
+    def __enter__(self) -> Tensors:
+        for _ in range(self._n_threads + 1):
+            self._fetch_next()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def get(self, name: str) -> Tensor:
+        """The tensor of that name. Raises ModelError when it is missing or of another shape."""
+        fetched = self._ahead.pop(name).result() if name in self._ahead else self._fetch(name)
+        self._fetch_next()
+        return fetched.to(self.device)
+
+    def maybe(self, name: str) -> Tensor | None:
+        """The tensor, or None where such a model has none."""
+        return self.get(name) if name in self else None
+
+    def stacked(self, *names: str) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of several projections of the same input, one below the other."""
+        parts = [(self.get(f"{name}.weight"), self.maybe(f"{name}.bias")) for name in names]
+        biases = [bias for _, bias in parts if bias is not None]
+        weight = torch.cat([weight for weight, _ in parts]) if len(parts) > 1 else parts[0][0]
+        return weight, torch.cat(biases) if biases else None
+
+    def _fetch(self, name: str) -> Tensor:
+        return self._weights.get(name, self._shapes[name]).to(self.dtype)
+
+    def _fetch_next(self) -> None:
+        if (name := next(self._names, None)) is not None:
+            self._ahead[name] = self._threads.submit(self._fetch, name)
+
+
 def build(config: ModelConfig, weights: Weights, dtype: torch.dtype) -> Llama:
-    """Fetches every tensor of the model, one at a time, and lays the projections out for the hardware."""
-    shapes = tensor_shapes(config)
+    """Fetches every tensor of the model and lays the projections out for the CPU."""
+    with Tensors(config, weights, dtype) as tensors:
+        get, maybe = tensors.get, tensors.maybe
 
-    def get(name: str) -> Tensor:
-        return weights.get(name, shapes[name]).to(dtype)
+        def linear(*names: str) -> Linear:
+            return Linear(*tensors.stacked(*names))
 
-    def maybe(name: str) -> Tensor | None:
-        return get(name) if name in shapes else None
+        def block(at: str) -> Block:
+            return Block(
+                attention_norm=get(f"{at}.input_layernorm.weight"),
+                qkv=linear(*(f"{at}.self_attn.{which}_proj" for which in "qkv")),
+                q_norm=maybe(f"{at}.self_attn.q_norm.weight"),
+                k_norm=maybe(f"{at}.self_attn.k_norm.weight"),
+                out=linear(f"{at}.self_attn.o_proj"),
+                mlp_norm=get(f"{at}.post_attention_layernorm.weight"),
+                gate=linear(f"{at}.mlp.gate_proj"),
+                up=linear(f"{at}.mlp.up_proj"),
+                down=linear(f"{at}.mlp.down_proj"),
+            )
 
-    def linear(*names: str) -> Linear:
-        matrices = [get(f"{name}.weight") for name in names]
-        biases = [get(f"{name}.bias") for name in names if f"{name}.bias" in shapes]
-        return Linear(
-            torch.cat(matrices) if len(matrices) > 1 else matrices[0],
-            torch.cat(biases) if biases else None,
-        )
-
-    def block(at: str) -> Block:
-        return Block(
-            attention_norm=get(f"{at}.input_layernorm.weight"),
-            qkv=linear(*(f"{at}.self_attn.{which}_proj" for which in "qkv")),
-            q_norm=maybe(f"{at}.self_attn.q_norm.weight"),
-            k_norm=maybe(f"{at}.self_attn.k_norm.weight"),
-            out=linear(f"{at}.self_attn.o_proj"),
-            mlp_norm=get(f"{at}.post_attention_layernorm.weight"),
-            gate=linear(f"{at}.mlp.gate_proj"),
-            up=linear(f"{at}.mlp.up_proj"),
-            down=linear(f"{at}.mlp.down_proj"),
-        )
-
-    embedding = get("model.embed_tokens.weight").contiguous()
-    blocks = [block(f"model.layers.{i}") for i in range(config.n_layers)]
-    head = Linear(embedding) if config.tied_embeddings else linear("lm_head")
-    return Llama(config, embedding, blocks, get("model.norm.weight"), head)
+        embedding = get("model.embed_tokens.weight").contiguous()
+        blocks = [block(f"model.layers.{i}") for i in range(config.n_layers)]
+        norm = get("model.norm.weight")
+        head = Linear(embedding) if config.tied_embeddings else linear("lm_head")
+    return Llama(config, embedding, blocks, norm, head)
 
 
 def save_random(config: ModelConfig, seed: int, dtype: torch.dtype, folder: Path) -> None:

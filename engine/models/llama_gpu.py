@@ -1,0 +1,148 @@
+"""The Llama family on a GPU: the same decoder as `llama`, with what lies between two products fused into one kernel.
+
+Touvron et al., arXiv 2302.13971. The residual stream x is updated where its norm is taken, so each layer reads
+
+    q     = rope(qkv(h)), K and V to their pages          h = norm(x)
+    x    += out(attention(q))                             h = norm(x)
+    x    += mlp(h)                                        h = norm(x)
+
+Products are the vendor's, but for `deterministic`: then they are ours, whose bits don't depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kernels.matmul_invariant import matmul_invariant
+from engine.kernels.paged import PagedKV
+from engine.kernels.rms_norm import rms_norm
+from engine.kernels.rope_and_store import rope_and_store, rotary_tables
+from engine.kernels.silu_mul import silu_mul
+from engine.models.config import ModelConfig
+from engine.models.rotary import Rotary
+from engine.models.weights import Tensors
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""x [tokens, inputs], weight [outputs, inputs], bias [outputs] or None -> [tokens, outputs]"""
+Projection = Callable[[Tensor], Tensor]
+"""[tokens, inputs] -> [tokens, outputs]"""
+
+
+class Attention(Protocol):
+    """Where K and V of a step live, and the answers to its queries."""
+
+    slots: Tensor
+    """int64 [tokens]: where each new token's K and V go; -1: nowhere."""
+    wanted: Tensor | None
+    """int64 [queries]: the packed tokens that the last layer answers, in the order of its queries. None: all."""
+
+    def layer(self, layer: int) -> PagedKV:
+        """The layer's part of the pool."""
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """q [queries, heads, head_dim] -> like q. In the last layer they are those of `wanted`."""
+
+
+class Block(NamedTuple):
+    """Weights of one layer."""
+
+    attention_norm: Tensor
+    qkv: Projection
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Projection
+    mlp_norm: Tensor
+    mlp: Projection
+
+
+class SwiGLU:
+    """down(SiLU(gate(h)) * up(h)), gate and up in one product."""
+
+    def __init__(self, gate_up: Projection, down: Projection) -> None:
+        self.gate_up, self.down = gate_up, down
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return self.down(silu_mul(self.gate_up(h)))
+
+
+class LlamaGpu:
+    """One model, ready to run. `load_gpu_model` makes it."""
+
+    def __init__(
+        self, config: ModelConfig, embedding: Tensor, blocks: Sequence[Block], norm: Tensor, head: Projection
+    ) -> None:
+        self.config = config
+        self.dtype = embedding.dtype
+        self.device = embedding.device
+        self.embedding = embedding
+        self.blocks = blocks
+        self.norm = norm
+        self.head = head
+        self.cos, self.sin = rotary_tables(Rotary(config, torch.float32), config.max_context, self.device)
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Logits that follow the tokens that `attention.wanted` names.
+
+        tokens, positions: int64 [n]. Returns [wanted, vocab] in the model's dtype.
+        """
+        c = self.config
+        x = F.embedding(tokens, self.embedding)
+        h = rms_norm(x, self.blocks[0].attention_norm, c.norm_eps)
+        next_norms = [*(block.attention_norm for block in self.blocks[1:]), self.norm]
+        last = len(self.blocks) - 1
+        for i, (block, next_norm) in enumerate(zip(self.blocks, next_norms, strict=True)):
+            q = x.new_empty(len(x), c.n_heads, c.head_dim)
+            rope_and_store(
+                block.qkv(h),
+                positions,
+                attention.slots,
+                self.cos,
+                self.sin,
+                attention.layer(i),
+                q,
+                q_norm=block.q_norm,
+                k_norm=block.k_norm,
+                eps=c.norm_eps,
+            )
+            if i == last and attention.wanted is not None:  # from here on, only what the logits need
+                q, x = q[attention.wanted], x[attention.wanted]
+                if not len(x):
+                    return x.new_empty(0, c.vocab_size)
+            attended = attention.attend(i, q).view(len(q), -1)
+            h = rms_norm(block.out(attended), block.mlp_norm, c.norm_eps, residual=x)
+            h = rms_norm(block.mlp(h), next_norm, c.norm_eps, residual=x)
+        return self.head(h)
+
+
+def build_gpu(tensors: Tensors, *, deterministic: bool = False) -> LlamaGpu:
+    """Fetches every tensor of the model and joins the projections of one input."""
+    config, get = tensors.config, tensors.get
+    product: Product = matmul_invariant if deterministic else F.linear
+
+    def projection(*names: str) -> Projection:
+        weight, bias = tensors.stacked(*names)
+        return partial(product, weight=weight, bias=bias)
+
+    def block(at: str) -> Block:
+        return Block(
+            attention_norm=get(f"{at}.input_layernorm.weight"),
+            qkv=projection(*(f"{at}.self_attn.{which}_proj" for which in "qkv")),
+            q_norm=tensors.maybe(f"{at}.self_attn.q_norm.weight"),
+            k_norm=tensors.maybe(f"{at}.self_attn.k_norm.weight"),
+            out=projection(f"{at}.self_attn.o_proj"),
+            mlp_norm=get(f"{at}.post_attention_layernorm.weight"),
+            mlp=SwiGLU(projection(f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"), projection(f"{at}.mlp.down_proj")),
+        )
+
+    embedding = get("model.embed_tokens.weight").contiguous()
+    blocks = [block(f"model.layers.{i}") for i in range(config.n_layers)]
+    norm = get("model.norm.weight")
+    head = partial(product, weight=embedding, bias=None) if config.tied_embeddings else projection("lm_head")
+    return LlamaGpu(config, embedding, blocks, norm, head)
