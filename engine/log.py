@@ -1,7 +1,8 @@
 """The decision log: inputs apart from decisions, each with its step.
 
-Replaying the inputs must give the decisions back, integer for integer. A log is a parquet file: a row an event, the
-engine's configuration in the file's metadata.
+Replaying the inputs must give the decisions back, integer for integer. A step's result is an event of that step, also
+where it came in during the next one (the overlapped loop); stages of a failure: `engine.loop.Stage`. A log is a
+parquet file: a row an event, the engine's configuration in the file's metadata.
 
 | side     | kind    | request | a             | b         | tokens                     | text                         |
 |----------|---------|---------|---------------|-----------|----------------------------|------------------------------|
@@ -13,7 +14,7 @@ engine's configuration in the file's metadata.
 | input    | measure | -       | -             | -         | -                          | counting starts afresh       |
 | input    | begin   | -       | -             | -         | -                          | -                            |
 | input    | result  | -       | -             | -         | a token a row, -1 for none | JSON: stop hits, errors      |
-| input    | failure | -       | -             | -         | -                          | what the executor raised     |
+| input    | failure | -       | stage         | -         | -                          | what the executor raised     |
 | decision | refuse  | id      | -             | -         | -                          | an admission policy's reason |
 | decision | defer   | id      | -             | -         | -                          | until when, seconds          |
 | decision | admit   | id      | cached tokens | -         | -                          | -                            |
