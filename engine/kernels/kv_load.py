@@ -3,8 +3,8 @@
 The pool of one kv head is a matrix [slots, head_dim]; the keys of a request are rows of it, `page_size` at a time in
 order, the pages anywhere. So a tile is a gather of whole rows: each is contiguous (256 bytes at head size 128 in 16
 bit) and is fetched by 16-byte asynchronous copies. Offsets are 64 bits wide: a pool may have more than 2**31 elements.
-An 8-bit pool is widened to the queries' type without loss (`matrix.widen`: int8 and float8_e4m3 fit into the significand
-of bfloat16 and float16); its scales, one per slot and kv head, multiply scores and probabilities instead of the tile.
+An 8-bit pool is widened to the queries' type without loss (`matrix.widen`: bfloat16 and float16 hold every int8 and
+float8_e4m3); its scales, one per slot and kv head, multiply scores and probabilities instead of the tile.
 """
 
 from __future__ import annotations
