@@ -57,9 +57,12 @@ def engine_for(model: str, **config: Any) -> Engine:
     return make_engine(EngineConfig(**{"model": model, "dtype": "float64", "pool_tokens": 2048, **config}))
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlapped"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_greedy_tokens_are_those_of_transformers(story_model: str, truth: list[list[int]], name: str) -> None:
-    config = dict(CONFIGS[name])
+def test_greedy_tokens_are_those_of_transformers(
+    story_model: str, truth: list[list[int]], name: str, overlap: bool
+) -> None:
+    config = {**CONFIGS[name], "overlap": overlap}
     predicted = config.pop("predicted_output", None)
     engine = engine_for(story_model, **config)
     params = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True)
@@ -76,14 +79,19 @@ def test_greedy_tokens_are_those_of_transformers(story_model: str, truth: list[l
     assert (engine.metrics.preemptions > 0) == ("preempts" in name)
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlapped"])
 @pytest.mark.parametrize("cache", ["radix", "none"])
-def test_a_seed_gives_the_same_sample_whatever_runs_beside_it(story_model: str, cache: str) -> None:
-    params = [SamplingParams(max_tokens=NEW, temperature=1.2, top_p=0.9, seed=i) for i in range(len(STORIES))]
+def test_a_seed_gives_the_same_sample_whatever_runs_beside_it(story_model: str, cache: str, overlap: bool) -> None:
+    params = [
+        SamplingParams(max_tokens=NEW, temperature=1.2, top_p=0.9, frequency_penalty=0.5, seed=i)
+        for i in range(len(STORIES))
+    ]
     alone = []
     for story, wanted in zip(STORIES, params):
         ((request,),) = engine_for(story_model).generate([story], wanted)
         alone.append(request.output)
-    together = engine_for(story_model, cache=cache, max_batch_tokens=16, max_running=8).generate(STORIES, params)
+    engine = engine_for(story_model, cache=cache, max_batch_tokens=16, max_running=8, overlap=overlap)
+    together = engine.generate(STORIES, params)
     assert [request.output for (request,) in together] == alone
 
 
@@ -107,10 +115,15 @@ def test_stop_strings_cut_exactly_across_token_borders(story_model: str) -> None
     assert request.output_tokens < whole.output_tokens
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlapped"])
 @pytest.mark.parametrize("schedule", ["fcfs", "cache_aware", "lof"])
 @pytest.mark.parametrize("eviction", ["lru", "lfu", "random"])
-def test_a_run_of_a_real_model_replays_without_it(story_model: str, schedule: str, eviction: str) -> None:
-    engine = engine_for(story_model, pool_tokens=128, schedule=schedule, eviction=eviction, dtype="float32")
+def test_a_run_of_a_real_model_replays_without_it(
+    story_model: str, schedule: str, eviction: str, overlap: bool
+) -> None:
+    engine = engine_for(
+        story_model, pool_tokens=128, schedule=schedule, eviction=eviction, dtype="float32", overlap=overlap
+    )
     for i in range(4):
         for story in STORIES:
             engine.add(story, SamplingParams(max_tokens=20, stop=("Lily", "."), seed=i), predicted_output=4)
