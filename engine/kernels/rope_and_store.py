@@ -85,16 +85,17 @@ def rope_and_store_kernel(
     heads = tl.arange(0, HEADS)[:, None]
     at = tl.arange(0, HALF_BLOCK)[None, :]
     source = qkv + token * qkv_stride
+    # A name has one type in all branches: q_to and kv_to, a and turned_a are of different ones.
     if chunk < q_chunks:
         head = chunk * HEADS + heads
         inside = (head < Q_HEADS) & (at < HALF)
         a, b = load_halves(source + head * HEAD_DIM + at, inside, HALF)
         if q_norm is not None:
             a, b = norm_halves(a, b, q_norm, eps, at, HEAD_DIM)
-        a, b = turn(a, b, cos, sin, tl.load(positions + token), at, HALF)
-        to = q_out + (token * Q_HEADS + head) * HEAD_DIM + at
-        tl.store(to, a.to(q_out.dtype.element_ty), mask=inside)
-        tl.store(to + HALF, b.to(q_out.dtype.element_ty), mask=inside)
+        turned_a, turned_b = turn(a, b, cos, sin, tl.load(positions + token), at, HALF)
+        q_to = q_out + (token * Q_HEADS + head) * HEAD_DIM + at
+        tl.store(q_to, turned_a.to(q_out.dtype.element_ty), mask=inside)
+        tl.store(q_to + HALF, turned_b.to(q_out.dtype.element_ty), mask=inside)
     else:
         slot = tl.load(slots + token)
         if slot >= 0:
@@ -104,15 +105,15 @@ def rope_and_store_kernel(
                 a, b = load_halves(source + (Q_HEADS + head) * HEAD_DIM + at, inside, HALF)
                 if k_norm is not None:
                     a, b = norm_halves(a, b, k_norm, eps, at, HEAD_DIM)
-                a, b = turn(a, b, cos, sin, tl.load(positions + token), at, HALF)
-                to = k_pool + head.to(tl.int64) * pool_head_stride + slot * pool_slot_stride + at
-                store_halves(a, b, to, k_scale, head, slot, scale_head_stride, inside, KV_HEADS, HALF)
+                turned_a, turned_b = turn(a, b, cos, sin, tl.load(positions + token), at, HALF)
+                kv_to = k_pool + head.to(tl.int64) * pool_head_stride + slot * pool_slot_stride + at
+                store_halves(turned_a, turned_b, kv_to, k_scale, head, slot, scale_head_stride, inside, KV_HEADS, HALF)
             else:
                 head = (chunk - q_chunks - kv_chunks) * HEADS + heads
                 inside = (head < KV_HEADS) & (at < HALF)
                 a, b = load_halves(source + (Q_HEADS + KV_HEADS + head) * HEAD_DIM + at, inside, HALF)
-                to = v_pool + head.to(tl.int64) * pool_head_stride + slot * pool_slot_stride + at
-                store_halves(a, b, to, v_scale, head, slot, scale_head_stride, inside, KV_HEADS, HALF)
+                kv_to = v_pool + head.to(tl.int64) * pool_head_stride + slot * pool_slot_stride + at
+                store_halves(a, b, kv_to, v_scale, head, slot, scale_head_stride, inside, KV_HEADS, HALF)
 
 
 @triton.jit
