@@ -188,12 +188,12 @@ def attention_decode_kernel(
         lse = tl.full([BLOCK_M], float("-inf"), tl.float32)
 
     if whole:
-        to = (from_row + heads)[:, None] * HEAD_DIM + column[None, :]
-        tl.store(out + to, group_out.to(out.dtype.element_ty), mask=inside)
+        to_out = from_row + heads
+        tl.store(out + to_out[:, None] * HEAD_DIM + column[None, :], group_out.to(out.dtype.element_ty), mask=inside)
     elif CUT or SHARED:
-        to = item.to(tl.int64) * (KV_HEADS * GROUP) + heads
-        tl.store(split_out + to[:, None] * HEAD_DIM + column[None, :], group_out, mask=inside)
-        tl.store(split_lse + to, lse, mask=line < GROUP)
+        to_split = item.to(tl.int64) * (KV_HEADS * GROUP) + heads
+        tl.store(split_out + to_split[:, None] * HEAD_DIM + column[None, :], group_out, mask=inside)
+        tl.store(split_lse + to_split, lse, mask=line < GROUP)
 
 
 def attention_decode(
@@ -392,7 +392,7 @@ def _default(capability: int, shape: Shape) -> Tile:
     head_dim = triton.next_power_of_2(int(shape["head_dim"]))
     if shape["dtype"] == "float32":
         return _tile(shape, block=32 if head_dim <= 128 else 16, stages=2)
-    return _tile(shape, block=64 if head_dim <= 128 else 32, stages=3 if capability >= 90 or head_dim <= 64 else 2)
+    return _tile(shape, block=64 if head_dim <= 128 else 32, stages=2 if capability in (86, 89) and head_dim > 64 else 3)
 
 
 def _candidates(capability: int, shape: Shape) -> list[Tile]:
