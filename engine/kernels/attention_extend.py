@@ -2,9 +2,9 @@
 
 out[t, h] = sum over keys j of softmax_j(scale * q[t, h] . k[j, h // group]) * v[j, h // group],   j <= position of t
 
-as in FlashAttention-2 (arXiv 2307.08691), over a paged pool (arXiv 2309.06180). Optional: a sliding window (j > position
-- window), a soft cap of the logits (cap * tanh(score / cap), arXiv 2408.00118), an 8-bit pool, and partial results of
-prefixes that were read once for several rows, merged in by log-sum-exp (arXiv 2402.05099).
+as in FlashAttention-2 (arXiv 2307.08691), over a paged pool (arXiv 2309.06180). Optional: a sliding window
+(j > position - window), a soft cap of the logits (cap * tanh(score / cap), arXiv 2408.00118), an 8-bit pool, and
+partial results of prefixes that were read once for several rows, merged in by log-sum-exp (arXiv 2402.05099).
 
 Tiling: one program computes BLOCK_M = tokens x heads of a group rows for one kv head; it keeps Q, and the output in
 registers, and walks the keys from the first visible one, BLOCK_N at a time. Only the blocks at the diagonal (and at the
@@ -19,7 +19,8 @@ the roofline is that of the matrix units, which also wait for an exp2 a pair; 60
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +28,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.attention_example import prompt_rows, shared_prefix
+from engine.kernels.attention_merge import Parts
 from engine.kernels.attention_tile import (
     LEAST,
+    LOG2E,
     heads_packed,
     load_queries,
     scale_arguments,
@@ -44,12 +48,9 @@ from engine.kernels.paged import PagedKV, Rows, SharedPrefixes
 from engine.kernels.roofline import Work
 from engine.kernels.tiles import Shape, Tile, Tiles, choose
 
-if TYPE_CHECKING:
-    from engine.kernels.attention_merge import Parts
-
 
 class ExtendItems(NamedTuple):
-    """The tiles of a batch, each up to `block` queries of one row. `row` may hold -1 behind the items: nothing to do."""
+    """The tiles of a batch, each up to `block` queries of one row. A row of -1 is no item: there is nothing to do."""
 
     row: Tensor
     """int32 [items]"""
@@ -121,22 +122,16 @@ def _extend(
         begin = tl.min(low, 0) // BLOCK_N * BLOCK_N
         full_from = tl.minimum((tl.max(low, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N, full_to)
 
-    q = load_queries(q_ptr, query, head, exists, HEADS, HEAD_DIM, BLOCK_D)
     top = tl.full([BLOCK_M], LEAST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    top, total, acc = walk_visible(
-        q, top, total, acc, begin, full_from, full_to, end, position, low,
-        table_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, inner, outer,
-        PAGE_SIZE, HEAD_DIM, BLOCK_N, BLOCK_D, SOFT_CAP, QUANTISED, SHARED or WINDOW,
-    )  # fmt: skip
-
-    if SHARED:
+    if SHARED:  # what is there already comes first, while the registers are free
         n_parts = tl.load(n_parts_ptr + query)
         for part in range(0, tl.max(n_parts, 0)):
-            counts = exists & (part < n_parts)
             at = query + part * n_queries
-            lse = tl.load(part_lse_ptr + at * HEADS + head, mask=counts, other=LEAST) * 1.4426950408889634
+            counts = exists & (part < n_parts)
+            lse = tl.load(part_lse_ptr + at.to(tl.int64) * HEADS + head, mask=counts, other=LEAST) * LOG2E
+            counts = counts & (lse > LEAST)  # a part that saw no key may hold anything
             values = load_queries(part_out_ptr, at, head, counts, HEADS, HEAD_DIM, BLOCK_D)
             new_top = tl.maximum(top, lse)
             decay = tl.exp2(top - new_top)
@@ -144,8 +139,14 @@ def _extend(
             total = total * decay + weight
             acc = acc * decay[:, None] + values * weight[:, None]
             top = new_top
-
-    store_queries(out_ptr, acc * (1.0 / total)[:, None], query, head, exists, HEADS, HEAD_DIM, BLOCK_D)
+    q = load_queries(q_ptr, query, head, exists, HEADS, HEAD_DIM, BLOCK_D)
+    top, total, acc = walk_visible(
+        q, top, total, acc, begin, full_from, full_to, end, position, low,
+        table_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, inner, outer,
+        PAGE_SIZE, HEAD_DIM, BLOCK_N, BLOCK_D, SOFT_CAP, QUANTISED, SHARED or WINDOW,
+    )  # fmt: skip
+    share = 1.0 / tl.where(total > 0.0, total, 1.0)
+    store_queries(out_ptr, acc * share[:, None], query, head, exists, HEADS, HEAD_DIM, BLOCK_D)
 
 
 def attention_extend(
@@ -166,8 +167,8 @@ def attention_extend(
     h // (heads / kv heads). Queries that no item covers are left alone in `out`.
 
     items: the work as `plan_extend` cuts it, `extend_block` tokens each (or less). scale: None is 1 / sqrt(head_dim).
-    window: a query sees its own and the window - 1 keys before it; 0: all. soft_cap: of the logits; 0: none. shared, parts:
-    keys before shared.n_shared[query] are left to shared.n_parts[query] partial results. out: where to write.
+    window: a query sees its own and the window - 1 keys before it; 0: all. soft_cap: of the logits; 0: none.
+    shared, parts: keys before shared.n_shared[query] are left to shared.n_parts[query] partial results.
     Raises ValueError.
     """
     group = check_pool(q, kv)
@@ -263,8 +264,129 @@ def _shape(head_dim: int, dtype: torch.dtype, group: int, kv_dtype: torch.dtype)
     return {"head_dim": head_dim, "dtype": names[0], "group": group, "kv": names[1]}
 
 
+BLOCKS_M = (16, 32, 64, 128)
+
+
 def _default(capability: int, shape: Shape) -> Tile:
-    return Tile({"BLOCK_M": 128, "BLOCK_N": 64}, 8, 2)
+    return _tile(128, 64, 8, 3)
 
 
-TILES = Tiles("attention_extend", _default, lambda capability, shape: [_default(capability, shape)])
+def _candidates(capability: int, shape: Shape) -> list[Tile]:
+    tiles = [
+        _tile(block_m, block_n, warps, stages)
+        for block_m, warps in ((64, 4), (128, 4), (128, 8))
+        for block_n in (32, 64, 128)
+        for stages in (2, 3)
+    ]
+    default = _default(capability, shape)
+    return [default, *(tile for tile in tiles if tile != default)]
+
+
+def _tile(block_m: int, block_n: int, warps: int, stages: int) -> Tile:
+    return Tile({"BLOCK_M": block_m, "BLOCK_N": block_n}, warps, stages)
+
+
+TILES = Tiles("attention_extend", _default, _candidates)
+
+
+def cases() -> Iterator[Case]:
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    int8, fp8 = torch.int8, torch.float8_e4m3fn
+    for head_dim, group, dtype, kv_dtype, page_size, window, soft_cap, shared in (
+        (128, 1, bf16, bf16, 16, 0, 0.0, False),
+        (128, 4, bf16, bf16, 16, 0, 0.0, False),
+        (128, 4, bf16, bf16, 1, 0, 0.0, False),
+        (128, 7, fp16, fp16, 1, 0, 0.0, False),
+        (64, 1, bf16, bf16, 16, 0, 0.0, False),
+        (64, 7, bf16, bf16, 1, 0, 0.0, False),
+        (80, 1, bf16, bf16, 16, 0, 0.0, False),
+        (256, 4, bf16, bf16, 16, 0, 0.0, False),
+        (256, 1, bf16, bf16, 1, 1024, 50.0, False),
+        (128, 4, bf16, bf16, 16, 1024, 0.0, False),
+        (128, 1, bf16, bf16, 1, 0, 50.0, False),
+        (128, 1, bf16, bf16, 1, 0, 0.0, True),
+        (64, 4, fp16, fp16, 16, 0, 0.0, True),
+        (256, 4, bf16, bf16, 16, 0, 0.0, True),
+        (128, 4, bf16, int8, 16, 0, 0.0, False),
+        (128, 1, fp16, int8, 1, 1024, 0.0, False),
+        (128, 1, bf16, int8, 16, 0, 0.0, True),
+        (64, 4, bf16, int8, 1, 0, 0.0, False),
+        (256, 4, bf16, int8, 16, 0, 0.0, False),
+        (128, 4, bf16, fp8, 16, 0, 0.0, False),
+        (256, 4, bf16, fp8, 1, 0, 50.0, False),
+        (128, 4, fp32, fp32, 16, 0, 0.0, False),
+        (64, 1, fp32, fp32, 1, 0, 0.0, True),
+        (256, 1, fp32, fp32, 16, 1024, 0.0, False),
+    ):
+        shape = _shape(head_dim, dtype, group, kv_dtype)
+        label = f"head_dim={head_dim} group={group} {shape['dtype']} {shape['kv']}-kv page={page_size}"
+        label += f" window={window}" * (window > 0) + f" cap={soft_cap:g}" * (soft_cap > 0) + " shared" * shared
+        yield Case(
+            label,
+            TILES,
+            shape,
+            partial(_example, head_dim, group, dtype, kv_dtype, page_size, window, soft_cap, shared),
+            matrix=dtype != fp32,
+            capability=89 if kv_dtype == fp8 else 80,
+        )
+
+
+def _example(
+    head_dim: int,
+    group: int,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    page_size: int,
+    window: int,
+    soft_cap: float,
+    is_shared: bool,
+    device: torch.device,
+) -> Call:
+    """Two prompts of 2k, after a prefix of 2k each."""
+    n_rows, n_new, n_keys = 2, 2048, 4096
+    q, kv, rows = prompt_rows(
+        n_rows,
+        n_new,
+        n_keys,
+        head_dim=head_dim,
+        group=group,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        page_size=page_size,
+        device=device,
+    )
+    shared, parts = shared_prefix(q, n_keys - n_new) if is_shared else (None, None)
+    items = items_by_block(n_rows, n_new, group, device)
+    out = torch.empty_like(q)
+
+    def call(tile: Tile | None) -> Tensor:
+        block_m = (tile or choose(TILES, _shape(head_dim, dtype, group, kv_dtype))).constants["BLOCK_M"]
+        of_tile = items[block_m // heads_packed(group, block_m)]
+        return attention_extend(
+            q, kv, rows, of_tile, window=window, soft_cap=soft_cap, shared=shared, parts=parts, out=out, tile=tile
+        )
+
+    return call
+
+
+def items_by_block(n_rows: int, n_new: int, group: int, device: torch.device) -> dict[int, ExtendItems]:
+    """Equal rows cut for each height that a tile may have."""
+    items = {}
+    for block in {block_m // heads_packed(group, block_m) for block_m in BLOCKS_M}:
+        row, first = plan_extend(np.full(n_rows, n_new), block)
+        items[block] = ExtendItems(torch.from_numpy(row).to(device), torch.from_numpy(first).to(device), block)
+    return items
+
+
+def work(q: Tensor, kv: PagedKV, n_queries: Sequence[int], n_keys: Sequence[int], window: int = 0) -> Work:
+    """Q and the output once, visible K and V (and scales) of each row once; 4 operations a pair and dimension.
+
+    n_queries, n_keys: of each row.
+    """
+    pairs = visible = 0
+    for new, keys in zip(n_queries, n_keys, strict=True):
+        seen = range(keys - new + 1, keys + 1)
+        pairs += sum(min(n, window) for n in seen) if window else (seen[0] + seen[-1]) * new // 2
+        visible += min(keys, new + window - 1) if window else keys
+    a_key = kv.k.shape[0] * (kv.k.shape[2] * kv.k.element_size() + (4 if kv.k_scale is not None else 0))
+    return Work(2 * q.numel() * q.element_size() + 2 * visible * a_key, 4 * pairs * q.shape[1] * q.shape[2])

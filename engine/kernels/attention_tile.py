@@ -22,7 +22,7 @@ from engine.kernels.kv_load import load_rows, load_scales, slots_of
 from engine.kernels.matrix import dot, widen
 from engine.kernels.paged import PagedKV
 
-LOG2E = math.log2(math.e)
+LOG2E = tl.constexpr(math.log2(math.e))
 LEAST = tl.constexpr(-1.0e30)
 """Below every score, yet finite: the difference of two of them is a number."""
 
@@ -40,8 +40,8 @@ def score_scales(scale: float | None, head_dim: int, soft_cap: float) -> ScoreSc
     if not scale > 0 or not soft_cap >= 0:
         raise ValueError(f"scale is {scale}, soft_cap {soft_cap}: scale must be above 0, soft_cap 0 (none) or above")
     if soft_cap:
-        return ScoreScales(2 * LOG2E * scale / soft_cap, LOG2E * soft_cap)
-    return ScoreScales(1.0, LOG2E * scale)
+        return ScoreScales(2 * LOG2E.value * scale / soft_cap, LOG2E.value * soft_cap)
+    return ScoreScales(1.0, LOG2E.value * scale)
 
 
 def heads_packed(group: int, block_m: int) -> int:
@@ -164,7 +164,7 @@ def tile_rows(
     token = token_0 + m // PACK
     n_tokens = tl.minimum(n_queries, token_0 + ITEM_TOKENS)
     exists = (token < n_tokens) & (in_group < GROUP)
-    token = tl.minimum(token, n_tokens - 1)
+    token = tl.maximum(tl.minimum(token, n_tokens - 1), 0)
     kv_head = head_block // HEAD_BLOCKS
     return (
         kv_head,
