@@ -3,15 +3,15 @@ into chunks and whether its keys were computed now or cached.
 
 The formula is that of `attention_extend`. Floating-point sums depend on their order, so here the order depends on the
 keys' absolute positions alone. Keys are cut at the multiples of SPLIT; each split's softmax is computed by itself, over
-blocks at the multiples of BLOCK_N, from a fresh state (top -inf, sums zero); the splits are merged in order of position:
+blocks at the multiples of BLOCK_N, from a fresh state (top lowest, sums zero); the splits are merged by position:
 
     top' = max(top, top_s);  sum' = sum * 2^(top - top') + sum_s * 2^(top_s - top')        (so too for the output)
 
 A split or block that a query doesn't see leaves its state as it was, bit for bit, so it doesn't matter which ones the
-other queries of its tile need. A few programs (decode) work on the splits in parallel, leave their states in memory and a
-second launch merges them; many (prefill) take one split after the other and merge in registers with the same arithmetic,
-every multiply-add written out. There is one tile for a GPU, head size and types, never one for a batch: other shapes of
-matrix instructions may add in another order.
+other queries of its tile need. A few programs (decode) work on the splits in parallel, leave their states in memory and
+a second launch merges them; many (prefill) take one split after the other and merge in registers, with the same
+arithmetic, every multiply-add written out. There is one tile for a GPU, head size and types, never one for a batch:
+other shapes of matrix instructions may add in another order.
 
 Tiling: as extend attention, with a second accumulator for the merged splits, so at most half of the rows a thread. The
 sums of the parallel way cost 2 * 4 * (head_dim + 2) bytes a query, head and split. Bytes and operations else, and the
@@ -151,7 +151,7 @@ def _fixed(
         store_queries(split_acc_ptr, acc, at, head, exists, HEADS, HEAD_DIM, BLOCK_D)
     else:
         share = 1.0 / tl.where(total > 0.0, total, 1.0)
-    store_queries(out_ptr, acc * share[:, None], query, head, exists, HEADS, HEAD_DIM, BLOCK_D)
+        store_queries(out_ptr, acc * share[:, None], query, head, exists, HEADS, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["n_queries", "window"], do_not_specialize_on_alignment=_ARRAYS[:2] + _ARRAYS[4:])
@@ -167,11 +167,11 @@ def _fixed_merge(
     row = tl.load(item_row_ptr + item)
     if row < 0:
         return
-    kv_head, query, head, exists, position, position_0, end = tile_rows(
+    _, query, head, exists, position, position_0, end = tile_rows(
         row, tl.load(item_first_ptr + item), tl.program_id(0) % head_blocks, n_keys_ptr, first_ptr,
         ITEM_TOKENS, GROUP, PACK, BLOCK_M,
     )  # fmt: skip
-    low, begin, full_from, full_to = _visible_range(position, position_0, end, window, WINDOW, BLOCK_N)
+    _, begin, _, _ = _visible_range(position, position_0, end, window, WINDOW, BLOCK_N)
     top = tl.full([BLOCK_M], LEAST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
