@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from engine.kernels.attention_fixed import attention_fixed_split, fixed_block
-
 from experiments.bench.gpu import floors
 from experiments.bench.gpu.case import Setup
 from experiments.bench.gpu.job import Job, Plan
