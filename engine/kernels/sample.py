@@ -63,6 +63,8 @@ PIVOTS = 64
 ENOUGH = 2048
 """Tokens in the brackets for which a second survey isn't worth it."""
 MAX_SPLITS = 128
+MAX_BLOCKS = 256
+"""A program of the survey takes at most so many (`COUNT_SHIFT`)."""
 OK, NAN, INFINITE, NOTHING, FORBIDDEN = range(5)
 """What `status` says of a row: sampled; its logits hold NaN; hold +inf; are all -inf; what it may take is all -inf."""
 
@@ -141,8 +143,8 @@ def sample(
     """Chooses a token for each row of the batch.
 
     logits: [any, vocab] float32, float16 or bfloat16, rows contiguous; not changed.
-    mask: int32 [masks, ceil(vocab / 32)], bit j of word w set means that token 32 * w + j is allowed; row i of the batch
-        has mask i, or params.mask_row[i].
+    mask: int32 [masks, ceil(vocab / 32)], bit j of word w set means that token 32 * w + j is allowed; row i of the
+        batch has mask i, or params.mask_row[i].
     out: int64 [rows], status: int32 [rows]: where the answer goes.
     Raises ValueError for wrong shapes or dtypes, and for a vocabulary of 2**19 or more.
     """
@@ -153,11 +155,11 @@ def sample(
     words = 0 if mask is None else mask.shape[1]
     source = (logits, logits.stride(0), params.rows, penalised, params.penalised, mask, params.mask_row, words)
 
-    n_splits, per_split = _splits(n, vocab, tile)
+    n_splits, n_blocks = _splits(n, vocab, tile)
     best = torch.empty(n, n_splits, dtype=torch.int64, device=logits.device)
     shaped = mask is not None or penalised is not None
     raw = torch.empty(n, n_splits, dtype=torch.int32, device=logits.device) if shaped else None
-    launch(best_kernel, (n, n_splits), *source, best, raw, vocab, per_split, tile=tile)
+    launch(best_kernel, (n, n_splits), *source, best, raw, vocab, n_blocks, tile=tile)
     draws = params.draws
     best_logits = None if draws is None else torch.empty(n, dtype=torch.float32, device=logits.device)
     pick = Tile({"BLOCK": tile.constants["BLOCK"]}, num_warps=1, num_stages=1)
@@ -179,15 +181,21 @@ def _draw(source: tuple, found: tuple, draws: Draws, vocab: int, out: Tensor, ti
     masses, kept, counts, keys, n_places = zeros.split([n * PIVOTS, n, n * PIVOTS // 2, n * PIVOTS // 2, n])
     counts, keys, n_places = (part.view(torch.int32) for part in (counts, keys, n_places))
     places = torch.empty(n, vocab, dtype=torch.int64, device=device)
-    wide = Tile({"BLOCK": min(512, tile.constants["BLOCK"])}, tile.num_warps, tile.num_stages)
-    n_splits, per_split = _splits(n, vocab, wide)
     args = (*source, *found, *draws, keys, counts, masses, kept)
+    narrow = _at_most(256, tile, num_warps=4)
+    n_splits, n_blocks = _splits(n, vocab, narrow)
     for turn in range(2):
-        launch(survey_kernel, (n, n_splits), *args, vocab, per_split, tile=wide, ENOUGH=ENOUGH, ROUND=turn)
-    launch(collect_kernel, (n, n_splits), *args, places, n_places, vocab, per_split, tile=wide)
-    wide = wide._replace(num_warps=8)
+        launch(survey_kernel, (n, n_splits), *args, vocab, n_blocks, tile=narrow, ENOUGH=ENOUGH, ROUND=turn)
+    n_splits, n_blocks = _splits(n, vocab, tile)
+    launch(collect_kernel, (n, n_splits), *args, places, n_places, vocab, n_blocks, tile=tile)
     cut = (draws.row, draws.top_k, draws.top_p, draws.seed, draws.position)
-    launch(resolve_kernel, (n,), status, *cut, keys, counts, masses, kept, places, n_places, out, vocab, tile=wide)
+    tables = (keys, counts, masses, kept, places, n_places)
+    launch(resolve_kernel, (n,), status, *cut, *tables, out, vocab, tile=_at_most(512, tile, num_warps=8))
+
+
+def _at_most(block: int, tile: Tile, num_warps: int) -> Tile:
+    """Of the kernels that hold 16 sums a token."""
+    return Tile({"BLOCK": min(block, tile.constants["BLOCK"])}, num_warps, num_stages=1)
 
 
 def _penalise(logits: Tensor, params: Sampling, tile: Tile) -> Tensor | None:
@@ -210,12 +218,12 @@ def _penalise(logits: Tensor, params: Sampling, tile: Tile) -> Tensor | None:
 
 
 def _splits(n: int, vocab: int, tile: Tile) -> tuple[int, int]:
-    """Programs for a row, and tokens for each: enough to fill the GPU a few times over."""
+    """Programs for a row, and blocks for each: enough to fill the GPU a few times over."""
     block = tile.constants["BLOCK"]
     blocks = triton.cdiv(vocab, block)
     wanted = min(triton.cdiv(4 * current_gpu().processors, max(n, 1)), MAX_SPLITS, blocks)
-    per_split = triton.cdiv(blocks, wanted) * block
-    return triton.cdiv(vocab, per_split), per_split
+    each = min(triton.cdiv(blocks, wanted), MAX_BLOCKS)
+    return triton.cdiv(blocks, each), each
 
 
 def _check(
@@ -224,8 +232,8 @@ def _check(
     """Where the answer goes."""
     if logits.dim() != 2 or logits.dtype not in DTYPES or logits.stride(1) != 1 or not 0 < logits.shape[1] <= MAX_VOCAB:
         raise ValueError(
-            f"logits are {logits.dtype} {list(logits.shape)} with strides {logits.stride()}; they must be float32, float16 "
-            f"or bfloat16 [rows, vocab] with contiguous rows and a vocabulary of 1 to {MAX_VOCAB}"
+            f"logits are {logits.dtype} {list(logits.shape)} with strides {logits.stride()}; they must be float32, "
+            f"float16 or bfloat16 [rows, vocab] with contiguous rows and a vocabulary of 1 to {MAX_VOCAB}"
         )
     n = len(logits) if params.rows is None else len(params.rows)
     words = triton.cdiv(logits.shape[1], 32)
@@ -325,11 +333,11 @@ def _shape(logits: Tensor) -> Shape:
 
 
 def _default(capability: int, shape: Shape) -> Tile:
-    return Tile({"BLOCK": 1024}, num_warps=4, num_stages=1)
+    return Tile({"BLOCK": 2048}, num_warps=4, num_stages=1)
 
 
 def _candidates(capability: int, shape: Shape) -> list[Tile]:
-    return [Tile({"BLOCK": block}, warps, 1) for block, warps in ((512, 4), (1024, 4), (1024, 8), (2048, 8))]
+    return [Tile({"BLOCK": block}, warps, 1) for block, warps in ((1024, 4), (2048, 4), (2048, 8), (4096, 8))]
 
 
 TILES = Tiles("sample", _default, _candidates)

@@ -19,6 +19,9 @@ import triton.language as tl
 
 UNIT = tl.constexpr(2.0**44)
 """2**18 weights of at most 2**44 stay below 2**63."""
+COUNT_SHIFT = tl.constexpr(53)
+ONE_TOKEN = tl.constexpr(1 << 53)
+"""Tokens are counted above the sum of their weights: 256 of them fit."""
 LEAST_S = tl.constexpr(-31.0)
 BIAS = tl.constexpr(1 << 31)
 LOW = tl.constexpr((1 << 31) - 1)
@@ -159,9 +162,9 @@ def penalise_kernel(
         tl.store(target + token, x, mask=inside)
 
 
-@triton.jit(do_not_specialize=["per_split"])
+@triton.jit(do_not_specialize=["n_blocks"])
 def best_kernel(
-    logits, stride, rows, penalised, slots, mask, mask_rows, words, best, raw, vocab, per_split, BLOCK: tl.constexpr
+    logits, stride, rows, penalised, slots, mask, mask_rows, words, best, raw, vocab, n_blocks, BLOCK: tl.constexpr
 ):
     """Program (row, split): the best place of its stretch of the row, and the greatest logit before shaping."""
     row = tl.program_id(0)
@@ -169,12 +172,12 @@ def best_kernel(
     n_splits = tl.num_programs(1)
     source = logits + _row_of(rows, row) * stride
     slot = _penalised_row(slots, row)
-    end = tl.minimum((split + 1) * per_split, vocab)
+    end = tl.minimum((split + 1) * n_blocks, tl.cdiv(vocab, BLOCK))
     greatest = tl.full([BLOCK], EVERY_KEY, tl.int32)
     found = tl.zeros([BLOCK], tl.int64)
-    for start in range(split * per_split, end, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        inside = ids < end
+    for block in range(split * n_blocks, end):
+        ids = block * BLOCK + tl.arange(0, BLOCK)
+        inside = ids < vocab
         x = tl.load(source + ids, mask=inside, other=float("-inf")).to(tl.float32)
         if raw is not None:
             greatest = tl.maximum(greatest, _ordered(x))
@@ -294,11 +297,11 @@ def _spread(below, above, by_id, vocab):
     return tl.where(j == 15, below, tl.where(by_id, by_token, by_s))
 
 
-@triton.jit(do_not_specialize=["per_split"])
+@triton.jit(do_not_specialize=["n_blocks"])
 def survey_kernel(
     logits, stride, rows, penalised, slots, mask, mask_rows, words, status, best_logits,
     row_of, temperatures, top_ks, top_ps, min_ps, seeds, positions,
-    keys, counts, masses, kept_masses, vocab, per_split,
+    keys, counts, masses, kept_masses, vocab, n_blocks,
     ENOUGH: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (draw, split): how many tokens of its stretch have a key of at least each pivot, and how much they weigh.
@@ -317,7 +320,7 @@ def survey_kernel(
     source = logits + _row_of(rows, row) * stride
     slot = _penalised_row(slots, row)
     best, temperature = tl.load(best_logits + row), tl.load(temperatures + draw)
-    end = tl.minimum((split + 1) * per_split, vocab)
+    end = tl.minimum((split + 1) * n_blocks, tl.cdiv(vocab, BLOCK))
 
     if ROUND == 0:
         by_s = _ordered(((lanes + 1) * (lanes + 1)).to(tl.float32) * LEAST_S / 256)
@@ -348,32 +351,30 @@ def survey_kernel(
             pivots = _spread(below, above, by_id, vocab)
         if needed:
             at = table + 16 * (search + ROUND) + lanes
-            count = tl.zeros([16], tl.int32)
-            mass = tl.zeros([16], tl.int64)
-            kept_mass_here = tl.zeros([BLOCK], tl.int64)
-            for start in range(split * per_split, end, BLOCK):
-                ids = start + tl.arange(0, BLOCK)
-                inside = ids < end
+            above_pivots = tl.zeros([16, BLOCK], tl.int64)
+            kept_here = tl.zeros([BLOCK], tl.int64)
+            for block in range(split * n_blocks, end):
+                ids = block * BLOCK + tl.arange(0, BLOCK)
+                inside = ids < vocab
                 x = tl.load(source + ids, mask=inside & (slot < 0), other=float("-inf")).to(tl.float32)
                 x = _shape(x, ids, inside, slot, penalised, vocab, mask, mask_rows, words, row)
                 key, _, weight, kept = _weigh(x, ids, inside, best, temperature, min_p, by_id)
-                high = (key[:, None] >= pivots[None, :]) & (weight > 0)[:, None]
-                count += tl.sum(high.to(tl.int32), axis=0)
-                mass += tl.sum(tl.where(high, weight[:, None], 0), axis=0)
-                kept_mass_here += kept
-            tl.atomic_add(counts + at, count, sem="relaxed")
-            tl.atomic_add(masses + at, mass, sem="relaxed")
+                token = tl.where(weight > 0, weight + ONE_TOKEN, 0)
+                above_pivots += tl.where(key[None, :] >= pivots[:, None], token[None, :], 0)
+                kept_here += kept
+            tl.atomic_add(counts + at, tl.sum((above_pivots >> COUNT_SHIFT).to(tl.int32), axis=1), sem="relaxed")
+            tl.atomic_add(masses + at, tl.sum(above_pivots & (ONE_TOKEN - 1), axis=1), sem="relaxed")
             if ROUND == 0:
-                tl.atomic_add(kept_masses + draw, tl.sum(kept_mass_here, axis=0), sem="relaxed")
+                tl.atomic_add(kept_masses + draw, tl.sum(kept_here, axis=0), sem="relaxed")
             if split == 0:
                 tl.store(keys + at, pivots)
 
 
-@triton.jit(do_not_specialize=["per_split"])
+@triton.jit(do_not_specialize=["n_blocks"])
 def collect_kernel(
     logits, stride, rows, penalised, slots, mask, mask_rows, words, status, best_logits,
     row_of, temperatures, top_ks, top_ps, min_ps, seeds, positions,
-    keys, counts, masses, kept_masses, places, n_places, vocab, per_split, BLOCK: tl.constexpr,
+    keys, counts, masses, kept_masses, places, n_places, vocab, n_blocks, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (draw, split): the places inside the searches' brackets, listed in any order."""
     draw = tl.program_id(0)
@@ -391,10 +392,10 @@ def collect_kernel(
     source = logits + _row_of(rows, row) * stride
     slot = _penalised_row(slots, row)
     best, temperature = tl.load(best_logits + row), tl.load(temperatures + draw)
-    end = tl.minimum((split + 1) * per_split, vocab)
-    for start in range(split * per_split, end, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        inside = ids < end
+    end = tl.minimum((split + 1) * n_blocks, tl.cdiv(vocab, BLOCK))
+    for block in range(split * n_blocks, end):
+        ids = block * BLOCK + tl.arange(0, BLOCK)
+        inside = ids < vocab
         x = tl.load(source + ids, mask=inside & (slot < 0), other=float("-inf")).to(tl.float32)
         x = _shape(x, ids, inside, slot, penalised, vocab, mask, mask_rows, words, row)
         key, s, weight, _ = _weigh(x, ids, inside, best, temperature, min_p, by_id)
@@ -440,14 +441,14 @@ def _reach(places, n, below, above, need, by_count, by_id, BLOCK: tl.constexpr):
         high = tl.max(most, axis=0) + 1
         step = (high - low + 15) // 16
         pivots = tl.maximum(high - step * (lanes + 1), low)
-        sums = tl.zeros([16], tl.int64)
+        more = tl.zeros([16, BLOCK], tl.int64)
         for start in range(0, n, BLOCK):
             at = start + tl.arange(0, BLOCK)
             place = tl.load(places + at, mask=at < n, other=-1)
             measure = tl.where(by_count, 1, _weight_of(place, by_id))
-            counted = (place[:, None] >= pivots[None, :]) & (place < high)[:, None]
-            sums += tl.sum(tl.where(counted, measure[:, None], 0), axis=0)
-        sums += passed
+            measure = tl.where(place < high, measure, 0)
+            more += tl.where(place[None, :] >= pivots[:, None], measure[None, :], 0)
+        sums = passed + tl.sum(more, axis=1)
         reached = sums >= need
         low = tl.max(tl.where(reached, pivots, low), axis=0)
         passed = tl.max(tl.where(reached, passed, sums), axis=0)
