@@ -28,12 +28,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.cases import Call, Case
 from engine.kernels.launch import launch
 from engine.kernels.matrix import INTERPRETED, dot
 from engine.kernels.roofline import Work
-from engine.kernels.tiles import Shape, Tile, Tiles, choose
+from engine.kernels.tiles import Shape, Tile, Tiles, choose, current_gpu
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -57,29 +58,75 @@ def matmul_invariant_kernel(
     EVEN_K: tl.constexpr,
 ):
     row_tile, column_tile = tile_of(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP_M)
-    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    inputs = tl.arange(0, BLOCK_K)
-    x_at = x + rows.to(tl.int64)[:, None] * x_stride + inputs[None, :]
-    weight_at = weight + columns.to(tl.int64)[:, None] * weight_stride + inputs[None, :]
-    in_x, in_weight = (rows < m)[:, None], (columns < n)[:, None]
+    row, column = row_tile.to(tl.int64) * BLOCK_M, column_tile.to(tl.int64) * BLOCK_N
+    rows, columns, inputs = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    # 64 bits for where a tile begins, 32 for places in it: fewer registers.
+    x_tile, x_at = x + row * x_stride, rows[:, None] * x_stride + inputs[None, :]
+    # Columns that W lacks read its last one and aren't stored; rows that x lacks aren't read: often all but one.
+    existing = tl.minimum(columns, (n - 1 - column).to(tl.int32))
+    weight_tile, weight_at = weight + column * weight_stride, existing[:, None] * weight_stride + inputs[None, :]
+    in_x = (rows < m - row)[:, None]
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if INTERPRETED else tl.float32)
     for first in tl.range(0, k, BLOCK_K):
         if EVEN_K:
-            a = tl.load(x_at, mask=in_x, other=0.0)
-            b = tl.load(weight_at, mask=in_weight, other=0.0)
+            a = tl.load(x_tile + x_at, mask=in_x, other=0.0)
+            b = tl.load(weight_tile + weight_at)
         else:
             in_k = (inputs < k - first)[None, :]
-            a = tl.load(x_at, mask=in_x & in_k, other=0.0)
-            b = tl.load(weight_at, mask=in_weight & in_k, other=0.0)
+            a = tl.load(x_tile + x_at, mask=in_x & in_k, other=0.0)
+            b = tl.load(weight_tile + weight_at, mask=in_k, other=0.0)
         sums = add_product(sums, a, b)
-        x_at += BLOCK_K
-        weight_at += BLOCK_K
+        x_tile += BLOCK_K
+        weight_tile += BLOCK_K
     sums = sums.to(tl.float32)
+    in_columns = columns < n - column
     if bias is not None:
-        sums += tl.load(bias + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
-    to = out + rows.to(tl.int64)[:, None] * out_stride + columns[None, :]
-    tl.store(to, sums.to(out.dtype.element_ty), mask=in_x & (columns < n)[None, :])
+        sums += tl.load(bias + column + columns, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+    to = out + row * out_stride + column + rows[:, None] * out_stride + columns[None, :]
+    tl.store(to, sums.to(out.dtype.element_ty), mask=in_x & in_columns[None, :])
+
+
+@triton.jit
+def matmul_invariant_bulk_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    m,
+    n,
+    k,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """The same through the bulk copy engine: x [m, k], weight [n, k] and out are descriptors, which read as zeros and
+    drop what lies outside. One program a processor computes tile after tile and loads the next one's first inputs
+    while it stores."""
+    row_tiles, column_tiles = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
+    stored = tl.program_id(0) - tl.num_programs(0)
+    for loaded in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0), flatten=True):
+        row_tile, column_tile = tile_of(loaded, row_tiles, column_tiles, GROUP_M)
+        sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if INTERPRETED else tl.float32)
+        for first in tl.range(0, k, BLOCK_K):
+            a = x.load([row_tile * BLOCK_M, first])
+            b = weight.load([column_tile * BLOCK_N, first])
+            sums = add_product(sums, a, b)
+        # Counted apart, so that nothing of this tile stands in the way of the next one's loads.
+        stored += tl.num_programs(0)
+        row_tile, column_tile = tile_of(stored, row_tiles, column_tiles, GROUP_M)
+        row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
+        y = sums.to(tl.float32)
+        if bias is not None:
+            columns = column + tl.arange(0, BLOCK_N)
+            y += tl.load(bias + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
+        if PARTS == 1:
+            out.store([row, column], y.to(out.dtype))
+        else:
+            left, right = tl.permute(tl.reshape(y, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)).split()
+            out.store([row, column], left.to(out.dtype))
+            out.store([row, column + BLOCK_N // 2], right.to(out.dtype))
 
 
 @triton.jit
@@ -117,11 +164,36 @@ def matmul_invariant(
     (m, k), n = x.shape, weight.shape[0]
     out = torch.empty(m, n, dtype=x.dtype, device=x.device) if out is None else out
     tile = tile or choose(TILES, _shape(m, n, k, x.dtype))
+    if "PARTS" in tile.constants:
+        if _has_descriptors(x, weight, out):
+            _launch_bulk(x, weight, bias, out, tile)
+            return out
+        tile = _tile(128, 128, 64, 8, 4)
     grid = (triton.cdiv(m, tile.constants["BLOCK_M"]) * triton.cdiv(n, tile.constants["BLOCK_N"]),)
     strides = x.stride(0), weight.stride(0), out.stride(0)
     even = k % tile.constants["BLOCK_K"] == 0
     launch(matmul_invariant_kernel, grid, x, weight, bias, out, m, n, k, *strides, tile=tile, EVEN_K=even)
     return out
+
+
+def _launch_bulk(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tile: Tile) -> None:
+    def descriptor(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+        return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+
+    (m, k), n = x.shape, weight.shape[0]
+    block_m, block_n, block_k = (tile.constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    of_x, of_weight = descriptor(x, block_m, block_k), descriptor(weight, block_n, block_k)
+    of_out = descriptor(out, block_m, block_n // tile.constants["PARTS"])
+    grid = (min(current_gpu().processors, triton.cdiv(m, block_m) * triton.cdiv(n, block_n)),)
+    launch(matmul_invariant_bulk_kernel, grid, of_x, of_weight, bias, of_out, m, n, k, tile=tile)
+
+
+def _has_descriptors(*matrices: Tensor) -> bool:
+    """The bulk copy engine reads from addresses that are multiples of 16 bytes, row by row."""
+    return all(
+        matrix.numel() > 0 and matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
+        for matrix in matrices
+    )
 
 
 def matmul_invariant_reference(
@@ -157,28 +229,28 @@ def _tile(rows: int, columns: int, inputs: int, warps: int, stages: int) -> Tile
     return Tile({"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": inputs, "GROUP_M": 8}, warps, stages)
 
 
+def _bulk(rows: int, columns: int, inputs: int, warps: int, stages: int, parts: int = 1) -> Tile:
+    tile = _tile(rows, columns, inputs, warps, stages)
+    return tile._replace(constants={**tile.constants, "PARTS": parts})
+
+
 _EXACT = (_tile(64, 64, 32, 8, 2), _tile(16, 32, 32, 4, 3))
-_HOPPER = (
+_WARPGROUP = (
+    _bulk(128, 256, 64, 8, 4, parts=2),
+    _bulk(128, 256, 64, 8, 3),
+    _bulk(128, 128, 64, 8, 4),
+    _bulk(128, 64, 64, 8, 5),
     _tile(128, 256, 64, 8, 3),
     _tile(128, 128, 64, 8, 4),
     _tile(128, 64, 64, 8, 4),
     _tile(64, 64, 128, 4, 3),
     _tile(64, 32, 128, 4, 4),
     _tile(64, 16, 128, 4, 4),
+    _bulk(64, 64, 128, 4, 4),
+    _bulk(64, 32, 128, 4, 6),
 )
-_BLACKWELL = _HOPPER
-_AMPERE = (
-    _tile(128, 256, 64, 8, 3),
-    _tile(128, 128, 64, 4, 3),
-    _tile(64, 128, 64, 4, 3),
-    _tile(64, 64, 64, 4, 3),
-    _tile(32, 64, 128, 4, 3),
-    _tile(32, 32, 128, 4, 3),
-    _tile(16, 64, 128, 4, 3),
-    _tile(16, 32, 128, 4, 4),
-)
-_SMALL = (
-    _tile(128, 128, 64, 8, 3),
+_WARP = (
+    _tile(128, 128, 32, 4, 4),
     _tile(64, 128, 64, 4, 3),
     _tile(64, 64, 64, 4, 4),
     _tile(32, 64, 128, 4, 3),
@@ -186,30 +258,32 @@ _SMALL = (
     _tile(16, 64, 128, 4, 3),
     _tile(16, 32, 128, 4, 4),
 )
-"""Shared memory of 99 KiB (sm_86, 89, 120)."""
 PROCESSORS = {80: 108, 86: 80, 89: 142, 90: 132, 100: 148}
 
 
 def _candidates(capability: int, shape: Shape) -> tuple[Tile, ...]:
-    """The largest first. All of a chip's use the same matrix instruction: any of them gives the same bits."""
+    """From many rows to few. All of a chip's use the same matrix instruction: any of them gives the same bits."""
     if shape["dtype"] == "float32":
         return _EXACT
-    if 100 <= capability < 120:
-        return _BLACKWELL
-    return {80: _AMPERE, 90: _HOPPER}.get(capability, _SMALL)
+    if 90 <= capability < 120:
+        return _WARPGROUP
+    return (_tile(128, 256, 64, 8, 3), *_WARP) if capability == 80 else _WARP
 
 
 def _default(capability: int, shape: Shape) -> Tile:
-    """The largest tile that no fewer rows would fill and that leaves (nearly) no processor without a program."""
+    """The first tile that has no more rows than needed and leaves (nearly) no processor without a program."""
     m, n = int(shape["m"]), int(shape["n"])
     tiles = _candidates(capability, shape)
     least = min(tile.constants["BLOCK_M"] for tile in tiles)
     fitting = [tile for tile in tiles if tile.constants["BLOCK_M"] <= max(m, least)]
     for tile in fitting:
-        programs = triton.cdiv(m, tile.constants["BLOCK_M"]) * triton.cdiv(n, tile.constants["BLOCK_N"])
-        if programs >= 0.9 * PROCESSORS.get(capability, 132):
+        if _programs(tile, m, n) >= 0.9 * PROCESSORS.get(capability, 132):
             return tile
-    return fitting[-1]
+    return max(fitting, key=lambda tile: _programs(tile, m, n))
+
+
+def _programs(tile: Tile, m: int, n: int) -> int:
+    return triton.cdiv(m, tile.constants["BLOCK_M"]) * triton.cdiv(n, tile.constants["BLOCK_N"])
 
 
 TILES = Tiles("matmul_invariant", _default, _candidates)
@@ -227,7 +301,7 @@ def cases() -> Iterator[Case]:
             yield _case(m, n, k, torch.bfloat16)
     yield _case(1, 896, 4864, torch.bfloat16)
     yield _case(8192, 4096, 4096, torch.float16)
-    yield _case(300, 1000, 1001, torch.bfloat16)
+    yield _case(300, 1000, 1008, torch.bfloat16)
     for m in (1, 2048):
         yield _case(m, 768, 768, torch.float32)
 
