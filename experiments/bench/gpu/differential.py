@@ -1,4 +1,4 @@
-"""Greedy tokens of the CPU in float32 and of the GPU in float32 and bfloat16, on llama-110m: equal but for near-ties."""
+"""Greedy tokens of llama-110m: the CPU in float32, the GPU in float32 and bfloat16; equal but for near-ties."""
 
 from __future__ import annotations
 

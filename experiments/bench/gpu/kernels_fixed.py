@@ -29,7 +29,7 @@ def fixed_plan(setup: Setup, shape: Shape, new: Sequence[int], keys: int) -> Pla
         items = work_items(given, new, contexts, block)
 
         def call() -> object:
-            return attention_fixed_split(given.q, given.kv, given.rows, items, out=given.out)
+            return attention_fixed_split(given.q, given.kv, given.rows, items, max_keys=keys, out=given.out)
 
         return Job(call, lambda: check_prompt(given, new[-1], keys, call))
 

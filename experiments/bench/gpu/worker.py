@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left = options.deadline - time.time()
         if left <= 0:
             return 0
-        limit = limits([stage.name for stage in waiting], left, options.tune)[waiting[0].name]
+        limit = limits([stage.name for stage in waiting], left, options.tune or options.dry_run)[waiting[0].name]
         run_stage(waiting[0], _setup(options, results, time.time() + limit), results, console)
         if not _healthy():
             return BROKEN_DEVICE

@@ -1,0 +1,251 @@
+"""The GPU benchmark without a GPU: its rehearsal runs every line, and its watch, floors and reports are right."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from engine.kernels.roofline import Ceilings, Work
+from engine.models.shapes import SHAPES
+from experiments.bench.gpu import __main__ as command
+from experiments.bench.gpu import floors
+from experiments.bench.gpu.case import Case, Failed, Setup
+from experiments.bench.gpu.figure import Figure, against_floor, with_unit
+from experiments.bench.gpu.profile import Profile, Span, union
+from experiments.bench.gpu.report import Results
+from experiments.bench.gpu.stages import STAGES, Stage, limits, run_stage
+
+no_gpu = pytest.mark.skipif("torch.cuda.is_available()", reason="this is about machines without a GPU")
+QUIET = Console(quiet=True)
+
+
+@no_gpu
+def test_the_rehearsal_runs_every_stage(tmp_path: Path) -> None:
+    assert command.main(["--dry-run", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("rehearsal/*/results.json")
+    content = json.loads(path.read_text())
+    assert content["rehearsal"] is True
+    assert list(content["stages"]) == [stage.name for stage in STAGES]
+    for name, stage in content["stages"].items():
+        assert stage["status"] == "done", name
+        assert not stage["failures"], name
+        assert not stage["skipped"], name
+        assert stage["figures"] or name == "tune", name
+    figures = [figure for stage in content["stages"].values() for figure in stage["figures"]]
+    assert all(figure["met"] is None for figure in figures), "a rehearsal meets and misses nothing"
+    names = "\n".join(figure["name"] for figure in figures)
+    for what in (
+        "attention_decode", "attention_extend", "sharing", "rms_norm", "rope_and_store", "silu_mul", "sample",
+        "matmul_invariant", "attention_fixed_split", "decode step", "prefill", "device idle", "MMLU", "branches",
+        "deterministic", "int8 KV", "fp8_e4m3 KV", "times transformers", "requests whose greedy tokens",
+    ):  # fmt: skip
+        assert what in names, what
+    markdown = path.with_name("results.md").read_text()
+    assert "No figure below means anything" in markdown
+    assert path.with_name("profiles.md").is_file()
+
+
+@no_gpu
+def test_without_a_gpu_it_says_so_and_ends_with_2(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert command.main(["--out", str(tmp_path)]) == 2
+    assert "--dry-run" in capfd.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_gets_its_share_of_what_is_left() -> None:
+    names = [stage.name for stage in STAGES]
+    whole = limits(names, 540.0, tune=False)
+    assert sum(whole.values()) == pytest.approx(540.0)
+    assert whole["tune"] == 0.0
+    assert limits(["peers", "differential"], 90.0, tune=False) == pytest.approx({"peers": 60.0, "differential": 30.0})
+    assert limits(names, 800.0, tune=True)["tune"] > 100
+
+
+# ---- stages and the watch over them
+
+
+def stage_of(monkeypatch: pytest.MonkeyPatch, cases: Any) -> Stage:
+    module = types.ModuleType("stage_of_a_test")
+    module.cases = cases  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stage_of_a_test", module)
+    return Stage("made", 1.0, "stage_of_a_test")
+
+
+def setup_for(folder: Path, deadline: float) -> Setup:
+    return Setup(device=torch.device("cpu"), rehearsal=True, folder=folder, measured=None, deadline=deadline)
+
+
+def test_a_case_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half() -> Iterator[Figure]:
+        yield Figure(name="before", value=1.0)
+        raise ZeroDivisionError("in the middle")
+
+    def wrong() -> Iterator[Figure]:
+        raise Failed("the numbers are wrong")
+        yield
+
+    def cases(setup: Setup) -> Iterator[Case]:
+        yield Case("half", half)
+        yield Case("wrong", wrong)
+        yield Case("whole", lambda: [Figure(name="after", value=2.0)])
+        raise KeyError("while setting up the next one")
+
+    results = Results(tmp_path)
+    run_stage(stage_of(monkeypatch, cases), setup_for(tmp_path, time.time() + 60), results, QUIET)
+    stage = Results(tmp_path).content["stages"]["made"]
+    assert [figure["name"] for figure in stage["figures"]] == ["before", "after"]
+    assert [failure["case"] for failure in stage["failures"]] == ["half", "wrong", "setting up"]
+    assert "Traceback" in stage["failures"][0]["why"]
+    assert stage["failures"][1]["why"] == "the numbers are wrong"
+    assert len(results.wrong) == 3
+
+
+def test_no_case_begins_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def cases(setup: Setup) -> Iterator[Case]:
+        for name in "ab":
+            yield Case(name, lambda name=name: begun.append(name) or ())
+
+    results = Results(tmp_path)
+    run_stage(stage_of(monkeypatch, cases), setup_for(tmp_path, time.time() - 1), results, QUIET)
+    assert begun == []
+    assert [skip["case"] for skip in results.content["stages"]["made"]["skipped"]] == ["a", "b"]
+
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {repository!r})
+from experiments.bench.gpu.report import Results
+folder, pointer = Path({folder!r}), Path({pointer!r})
+folder.mkdir(exist_ok=True)
+results = Results(folder)
+results.write()
+pointer.write_text(str(folder))
+for name, does in {plan!r}:
+    if results.status(name) == "waiting":
+        results.begin(name, time.time(), 0.2)
+        if does == "dies":
+            os.kill(os.getpid(), 11)
+        while does == "hangs":
+            time.sleep(1)
+        results.end(name, time.time())
+"""
+
+
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: list[tuple[str, str]], minutes: float) -> Results:
+    pointer = tmp_path / "pointer"
+    repository = str(Path(command.__file__).parents[3])
+    script = WORKER.format(folder=str(tmp_path / "run"), pointer=str(pointer), plan=plan, repository=repository)
+
+    def start(*_: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+
+    monkeypatch.setattr(command, "start", start)
+    monkeypatch.setattr(command, "GRACE_S", 0.3)
+    options = command.parse([])
+    options.stages = [name for name, _ in plan]
+    folder = command.watch(options, tmp_path, pointer, time.time() + 60 * minutes, QUIET)
+    assert folder is not None
+    return Results(folder)
+
+
+def test_another_worker_goes_on_where_one_hung_or_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = [("ceilings", "works"), ("tests", "dies"), ("kernels", "hangs"), ("engine", "works")]
+    results = watched(tmp_path, monkeypatch, plan, minutes=1)
+    statuses = {name: results.status(name) for name, _ in plan}
+    assert statuses["ceilings"] == statuses["engine"] == "done"
+    assert "exit code -11" in statuses["tests"]
+    assert "hung" in statuses["kernels"]
+    assert len(results.wrong) == 2
+
+
+def test_what_there_is_no_time_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = watched(tmp_path, monkeypatch, [("ceilings", "hangs"), ("kernels", "works")], minutes=0.001)
+    assert "not run" in results.status("kernels")
+    assert len(results.wrong) == 2
+
+
+# ---- figures
+
+
+CEILINGS = Ceilings("made up", 1e12, 1e14)
+
+
+def test_a_floor_is_the_larger_of_both_times() -> None:
+    by_bytes = against_floor("x", 2e-3, Work(10**9, 10**9), CEILINGS, target=0.5)
+    assert by_bytes.floor == pytest.approx(1e-3)
+    assert by_bytes.share == pytest.approx(0.5)
+    assert by_bytes.met
+    by_operations = against_floor("x", 1e-1, Work(1, 10**12), CEILINGS, target=0.5)
+    assert by_operations.floor == pytest.approx(1e-2)
+    assert by_operations.met is False
+
+
+def test_targets_on_the_value_itself() -> None:
+    assert Figure(name="idle", value=0.02, unit="share", target=0.03, aim="at most").met
+    assert not Figure(name="idle", value=0.04, unit="share", target=0.03, aim="at most").met
+    assert Figure(name="sharing", value=9.0, unit="x", target=8.0, aim="at least").met
+    assert Figure(name="no target", value=9.0).met is None
+
+
+def test_units() -> None:
+    assert with_unit(0.00123, "s") == "1.23 ms"
+    assert with_unit(2e-6, "s") == "2 µs"
+    assert with_unit(7.9e14, "FLOP/s") == "790 TFLOP/s"
+    assert with_unit(0.034, "share") == "3.4%"
+
+
+def test_a_decode_step_of_the_7b_is_its_weights_and_contexts() -> None:
+    shape = SHAPES["llama-7b"]
+    per_token = shape.kv_elements_per_token * 2
+    assert per_token == 2**19  # half a MiB
+    work = floors.decode_step(shape, [512, 100], number_bytes=2, kv_token_bytes=per_token)
+    weights = 2 * (32 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 32000 * 4096)
+    assert work.bytes == weights + (512 + 100 + 2) * per_token
+    attention = 32 * 4 * 32 * 128 * (512 + 100)
+    assert work.operations == 2 * weights // 2 * 2 + attention
+
+
+def test_a_causal_prompt_counts_only_the_scores_that_are_seen() -> None:
+    seen = sum(1 for query, key in itertools.product(range(7), range(10)) if key <= query + 3)
+    assert floors.attention(1, 1, 8, [7], [10]).operations == 4 * 8 * seen
+
+
+def test_gaps_between_kernels() -> None:
+    spans = (Span("a", 0.0, 1.0), Span("b", 0.5, 0.75), Span("a", 1.1, 2.0), Span("c", 5.0, 6.0))
+    assert union(spans, 0.0) == pytest.approx(2.9)
+    assert union(spans, 0.2) == pytest.approx(3.0)
+    seen = Profile(2, spans)
+    assert [name for name, _ in seen.by_kernel()] == ["a", "c", "b"]
+    assert seen.busy_s == pytest.approx(2.9 / 2)
+    assert "| `a` | 1.0 |" in seen.markdown("Steps")
+
+
+def test_the_report_marks_what_was_missed(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    results.begin("kernels", time.time(), 1.0)
+    results.add("kernels", against_floor("copy | paste", 2e-3, Work(10**9), CEILINGS, target=0.9, error=1e-3))
+    results.add("kernels", Figure(name="fast", value=1e-3, floor=1e-3, target=0.9, beside={"torch": 2e-3}))
+    results.failed("kernels", "wrong one", "Traceback\nValueError: no")
+    results.skipped("kernels", "late one", "the time was up")
+    results.end("kernels", time.time())
+    text = (tmp_path / "results.md").read_text()
+    assert "| copy \\| paste | 2 ms | 1 ms | 50.0% | 90% of the floor | **no** |" in text
+    assert "| yes | torch 2 ms |" in text
+    assert "not run: late one" in text
+    assert "ValueError: no" in text
+    (missed,) = results.missed
+    assert missed == "kernels, copy | paste: 50.0% of the floor, target 90% of the floor"
