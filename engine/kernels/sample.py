@@ -186,15 +186,16 @@ def _draw(source: tuple, found: tuple, draws: Draws, vocab: int, out: Tensor, ti
     n_splits, n_blocks = _splits(n, vocab, narrow)
     for turn in range(2):
         launch(survey_kernel, (n, n_splits), *args, vocab, n_blocks, tile=narrow, ENOUGH=ENOUGH, ROUND=turn)
-    n_splits, n_blocks = _splits(n, vocab, tile)
-    launch(collect_kernel, (n, n_splits), *args, places, n_places, vocab, n_blocks, tile=tile)
+    middle = _at_most(1024, tile, num_warps=4)
+    n_splits, n_blocks = _splits(n, vocab, middle)
+    launch(collect_kernel, (n, n_splits), *args, places, n_places, vocab, n_blocks, tile=middle)
     cut = (draws.row, draws.top_k, draws.top_p, draws.seed, draws.position)
     tables = (keys, counts, masses, kept, places, n_places)
     launch(resolve_kernel, (n,), status, *cut, *tables, out, vocab, tile=_at_most(512, tile, num_warps=8))
 
 
 def _at_most(block: int, tile: Tile, num_warps: int) -> Tile:
-    """Of the kernels that hold 16 sums a token."""
+    """For the kernels that hold more for each token than a maximum."""
     return Tile({"BLOCK": min(block, tile.constants["BLOCK"])}, num_warps, num_stages=1)
 
 

@@ -106,7 +106,7 @@ def _penalised_row(slots, row):
 @triton.jit
 def _shape(x, ids, inside, slot, penalised, vocab, mask, mask_rows, words, row):
     """The logits as the request may take them: penalised ones in their place, -inf where the mask forbids."""
-    if penalised is not None:
+    if penalised is not None:  # noqa: SIM102 (this one is decided when the kernel is compiled)
         if slot >= 0:
             x = tl.load(penalised + slot * vocab + ids, mask=inside, other=float("-inf"))
     if mask is not None:
@@ -386,9 +386,9 @@ def collect_kernel(
     by_id = ((top_k <= 0) | (top_k >= vocab)) & (top_p >= 1)
     lanes = draw * 64 + tl.arange(0, 64)
     u = _uniform(tl.load(seeds + draw), tl.load(positions + draw))
-    k_below, k_above, p_below, p_above, u_below, u_above = _aim(
-        tl.load(keys + lanes), tl.load(counts + lanes), tl.load(masses + lanes), tl.load(kept_masses + draw), top_k, top_p, u
-    )  # fmt: skip
+    pivots, n_up_to, mass_up_to = tl.load(keys + lanes), tl.load(counts + lanes), tl.load(masses + lanes)
+    kept_mass = tl.load(kept_masses + draw)
+    k_below, k_above, p_below, p_above, u_below, u_above = _aim(pivots, n_up_to, mass_up_to, kept_mass, top_k, top_p, u)
     source = logits + _row_of(rows, row) * stride
     slot = _penalised_row(slots, row)
     best, temperature = tl.load(best_logits + row), tl.load(temperatures + draw)
@@ -428,7 +428,7 @@ def _reach(places, n, below, above, need, by_count, by_id, BLOCK: tl.constexpr):
     high = top
     passed = tl.zeros([], tl.int64)
     while high - low > 1:
-        # to the outermost places that are left: equal ones are parted by their ids at once, a single one ends the search
+        # to the outermost places that are left: equal logits are parted by their ids at once, one place ends the search
         least = tl.full([BLOCK], NO_PLACE, tl.int64)
         most = tl.zeros([BLOCK], tl.int64)
         for start in range(0, n, BLOCK):
@@ -463,7 +463,8 @@ def _reach(places, n, below, above, need, by_count, by_id, BLOCK: tl.constexpr):
 
 @triton.jit
 def resolve_kernel(
-    status, row_of, top_ks, top_ps, seeds, positions, keys, counts, masses, kept_masses, places, n_places, tokens, vocab,
+    status, row_of, top_ks, top_ps, seeds, positions,
+    keys, counts, masses, kept_masses, places, n_places, tokens, vocab,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (draw): where top-k ends, where top-p ends, and the token that the random number falls on."""
@@ -477,9 +478,7 @@ def resolve_kernel(
     pivots, n_up_to, mass_up_to = tl.load(keys + lanes), tl.load(counts + lanes), tl.load(masses + lanes)
     kept_mass = tl.load(kept_masses + draw)
     u = _uniform(tl.load(seeds + draw), tl.load(positions + draw))
-    k_below, k_above, p_below, p_above, u_below, u_above = _aim(
-        pivots, n_up_to, mass_up_to, kept_mass, top_k, top_p, u
-    )  # fmt: skip
+    k_below, k_above, p_below, p_above, u_below, u_above = _aim(pivots, n_up_to, mass_up_to, kept_mass, top_k, top_p, u)
     here = places + draw.to(tl.int64) * vocab
     n = tl.load(n_places + draw)
     mass = tl.max(mass_up_to, axis=0)
