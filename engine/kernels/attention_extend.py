@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.attention_example import prompt_rows, shared_prefix
+from engine.kernels.attention_example import HEADS, prompt_rows, shared_prefix
 from engine.kernels.attention_merge import Parts
 from engine.kernels.attention_tile import (
     LEAST,
@@ -252,7 +252,7 @@ def attention_extend_reference(
         if shared is not None and parts is not None:
             counts = torch.arange(parts.lse.shape[0], device=q.device)[:, None] < shared.n_parts[queries]
             lses = torch.where(counts[:, :, None], parts.lse[:, queries].to(dtype), -torch.inf)
-            outs = torch.where(counts[:, :, None, None], parts.out[:, queries].to(dtype), 0.0)
+            outs = torch.where(lses[..., None] > -torch.inf, parts.out[:, queries].to(dtype), 0.0)
             weights = torch.softmax(torch.cat((lse[None], lses)), 0)
             own = (weights[..., None] * torch.cat((own[None], outs))).sum(0)
         out[queries] = own.to(out.dtype)
@@ -343,20 +343,18 @@ def _example(
     device: torch.device,
 ) -> Call:
     """Two prompts of 2k, after a prefix of 2k each."""
-    n_rows, n_new, n_keys = 2, 2048, 4096
     q, kv, rows = prompt_rows(
-        n_rows,
-        n_new,
-        n_keys,
-        head_dim=head_dim,
+        [(2048, 2048)] * 2,
+        kv_heads=HEADS // group,
         group=group,
+        head_dim=head_dim,
+        page_size=page_size,
         dtype=dtype,
         kv_dtype=kv_dtype,
-        page_size=page_size,
         device=device,
     )
-    shared, parts = shared_prefix(q, n_keys - n_new) if is_shared else (None, None)
-    items = items_by_block(n_rows, n_new, group, device)
+    shared, parts = shared_prefix(q, 2048) if is_shared else (None, None)
+    items = items_by_block(2, 2048, group, device)
     out = torch.empty_like(q)
 
     def call(tile: Tile | None) -> Tensor:

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.attention_example import prompt_rows
+from engine.kernels.attention_example import HEADS, prompt_rows
 from engine.kernels.attention_extend import ExtendItems, attention_extend_reference, items_by_block, work
 from engine.kernels.attention_tile import (
     LEAST,
@@ -345,19 +345,17 @@ def _example(
     device: torch.device,
 ) -> Call:
     """Four rows of 4k keys, of which n_new are new."""
-    n_rows, n_keys = 4, 4096
     q, kv, rows = prompt_rows(
-        n_rows,
-        n_new,
-        n_keys,
-        head_dim=head_dim,
+        [(4096 - n_new, n_new)] * 4,
+        kv_heads=HEADS // group,
         group=group,
+        head_dim=head_dim,
+        page_size=page_size,
         dtype=dtype,
         kv_dtype=kv_dtype,
-        page_size=page_size,
         device=device,
     )
-    items = items_by_block(n_rows, n_new, group, device)
+    items = items_by_block(4, n_new, group, device)
     out = torch.empty_like(q)
 
     def call(tile: Tile | None) -> Tensor:
@@ -368,7 +366,7 @@ def _example(
             kv,
             rows,
             of_tile,
-            max_keys=n_keys,
+            max_keys=4096,
             window=window,
             soft_cap=soft_cap,
             out=out,
