@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.clock import stopwatch
+
 STAGES = 4
 """Uploads that may be under way at once; the fifth waits for the first."""
 ALIGNMENT = 64
@@ -88,3 +90,31 @@ class Download:
         if self._event is not None:
             self._event.synchronize()
         return self._host
+
+
+class Timer:
+    """Seconds that the device spends from here to `stop`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._begun = stopwatch()
+        self._ended = self._begun
+        self._events: list[torch.cuda.Event] = []
+        self._on_gpu = device.type == "cuda"
+        self._mark()
+
+    def stop(self) -> None:
+        self._ended = stopwatch()
+        self._mark()
+
+    def seconds(self) -> float:
+        """Once the device has passed the stop."""
+        if self._on_gpu:
+            self._events[1].synchronize()
+            return self._events[0].elapsed_time(self._events[1]) / 1000
+        return self._ended - self._begun
+
+    def _mark(self) -> None:
+        if self._on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.executor.base import PrefixGroup, Row
-from engine.executor.gpu_tables import Changes, Ints, Tables
+from engine.executor.gpu_tables import NO_CHANGES, Changes, Ints, Tables
 from engine.request import PENDING
 
 Longs = npt.NDArray[np.int64]
@@ -58,8 +58,6 @@ class Plan(NamedTuple):
     """[rows of the batch]: where each one's logits begin among those of the last stage."""
     n_logits: Longs
     """[rows of the batch]"""
-    tables: Ints
-    """[rows of the batch]"""
     changes: Changes
     """Of the page tables, to be written before the step."""
     has_pending: bool
@@ -71,6 +69,8 @@ class SharedQueries(NamedTuple):
 
     queries: Ints
     """Packed, counted from the first of the part (several or one) they are in."""
+    n_rows: int
+    """That they are queries of."""
     table: int
     n_tokens: int
 
@@ -108,10 +108,22 @@ def make_plan(rows: Sequence[Row], tables: Tables) -> Plan:
         wanted,
         first_logit,
         n_logits,
-        table,
         changes,
         has_pending,
     )
+
+
+def decodes_only(plan: Plan) -> bool:
+    """Every row has one new token, whose logits are wanted."""
+    return plan.wanted is None and plan.stage.n_several == 0
+
+
+def idle_decodes(n: int) -> Plan:
+    """A step of n rows that decode without a key, and store nothing."""
+    zeros, rows, nobody = np.zeros(n, np.int64), np.arange(n), np.zeros(n, np.int32)
+    stage = Stage(rows, np.arange(n + 1, dtype=np.int32), nobody, nobody, n_several=0)
+    ones = np.ones(n, np.int64)
+    return Plan(zeros, zeros, zeros - 1, stage, stage, None, rows, ones, NO_CHANGES, has_pending=False)
 
 
 def shared_queries(stage: Stage, groups: Sequence[PrefixGroup]) -> tuple[list[SharedQueries], list[SharedQueries]]:
@@ -131,7 +143,7 @@ def shared_queries(stage: Stage, groups: Sequence[PrefixGroup]) -> tuple[list[Sh
             if members:
                 begin = stage.first[:-1][members].astype(np.int64) - offset
                 queries = _runs(begin, np.diff(stage.first)[members]).astype(np.int32)
-                part.append(SharedQueries(queries, int(stage.table[members[0]]), group.n_tokens))
+                part.append(SharedQueries(queries, len(members), int(stage.table[members[0]]), group.n_tokens))
     return several, single
 
 

@@ -25,6 +25,9 @@ class Changes(NamedTuple):
     pages: Ints
 
 
+NO_CHANGES = Changes(np.empty(0, np.int64), np.empty(0, np.int32))
+
+
 @dataclass(slots=True)
 class _Entry:
     table: int
@@ -67,6 +70,10 @@ class Tables:
             tables[i] = entry.table
         return tables, _joined(first, pages)
 
+    def of(self, requests: Sequence[Request]) -> npt.NDArray[np.int64]:
+        """The table of each request that was looked up."""
+        return np.fromiter((self._entries[request].table for request in requests), np.int64, len(requests))
+
     def forget(self, requests: Sequence[Request]) -> None:
         """The device may not have the changes after all: the next look-up uploads everything of these requests."""
         for request in requests:
@@ -85,7 +92,7 @@ class Tables:
 
 def _joined(first: Sequence[int], pages: Sequence[Ints]) -> Changes:
     if not first:
-        return Changes(np.empty(0, np.int64), np.empty(0, np.int32))
+        return NO_CHANGES
     n = np.fromiter(map(len, pages), np.int64, len(pages))
     begin = np.array(first, np.int64) - (np.cumsum(n) - n)
     return Changes(np.repeat(begin, n) + np.arange(n.sum()), np.concatenate(pages))

@@ -28,10 +28,13 @@ from engine.models.config import ModelConfig
 from engine.models.rotary import Rotary
 from engine.models.weights import Tensors
 
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""x [tokens, inputs], weight [outputs, inputs], bias [outputs] or None -> [tokens, outputs]"""
 Projection = Callable[[Tensor], Tensor]
 """[tokens, inputs] -> [tokens, outputs]"""
+
+
+class Product(Protocol):
+    def __call__(self, x: Tensor, /, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [tokens, inputs], weight [outputs, inputs], bias [outputs] or None -> [tokens, outputs]."""
 
 
 class Attention(Protocol):
@@ -75,7 +78,14 @@ class LlamaGpu:
     """One model, ready to run. `load_gpu_model` makes it."""
 
     def __init__(
-        self, config: ModelConfig, embedding: Tensor, blocks: Sequence[Block], norm: Tensor, head: Projection
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        blocks: Sequence[Block],
+        norm: Tensor,
+        head: Projection,
+        *,
+        deterministic: bool = False,
     ) -> None:
         self.config = config
         self.dtype = embedding.dtype
@@ -84,6 +94,8 @@ class LlamaGpu:
         self.blocks = blocks
         self.norm = norm
         self.head = head
+        self.deterministic = deterministic
+        """A token's logits have the same bits whatever is computed beside it, if its attention does."""
         self.cos, self.sin = rotary_tables(Rotary(config, torch.float32), config.max_context, self.device)
 
     @torch.inference_mode()
@@ -145,4 +157,4 @@ def build_gpu(tensors: Tensors, *, deterministic: bool = False) -> LlamaGpu:
     blocks = [block(f"model.layers.{i}") for i in range(config.n_layers)]
     norm = get("model.norm.weight")
     head = partial(product, weight=embedding, bias=None) if config.tied_embeddings else projection("lm_head")
-    return LlamaGpu(config, embedding, blocks, norm, head)
+    return LlamaGpu(config, embedding, blocks, norm, head, deterministic=deterministic)

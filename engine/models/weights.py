@@ -163,11 +163,11 @@ class Tensors:
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, dtype: torch.dtype, device: torch.device = torch.device("cpu")
+        self, config: ModelConfig, weights: Weights, dtype: torch.dtype, device: torch.device | None = None
     ) -> None:
         self.config = config
         self.dtype = dtype
-        self.device = device
+        self.device = torch.device("cpu") if device is None else device
         self._weights = weights
         self._shapes = tensor_shapes(config)
         self._n_threads = min(os.cpu_count() or 1, MOST_THREADS)
