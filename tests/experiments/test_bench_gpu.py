@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from rich.console import Console
 
 from engine.kernels.roofline import Ceilings, Work
+from engine.models.llama_gpu import build_gpu
 from engine.models.shapes import SHAPES
+from engine.models.weights import RandomWeights, Tensors, save_random, tensor_shapes
 from experiments.bench.gpu import __main__ as command
 from experiments.bench.gpu import floors
 from experiments.bench.gpu.case import Case, Failed, Setup
+from experiments.bench.gpu.differential import CpuReference, ragged
 from experiments.bench.gpu.figure import Figure, against_floor, with_unit
+from experiments.bench.gpu.ours import REHEARSED
 from experiments.bench.gpu.profile import Profile, Span, union
 from experiments.bench.gpu.report import Results
 from experiments.bench.gpu.stages import STAGES, Stage, limits, run_stage
+from experiments.bench.gpu.twin import serving, twin
+from experiments.bench.gpu.twin import tensors as named_tensors
 
 no_gpu = pytest.mark.skipif("torch.cuda.is_available()", reason="this is about machines without a GPU")
 QUIET = Console(quiet=True)
@@ -172,9 +182,32 @@ def test_another_worker_goes_on_where_one_hung_or_died(tmp_path: Path, monkeypat
     assert len(results.wrong) == 2
 
 
+def test_workers_that_get_nowhere_are_not_started_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start(options: Any, root: Path, pointer: Path, *_: Any) -> subprocess.Popen[bytes]:
+        started.append(1)
+        pointer.write_text(str(tmp_path / "run"))
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"], start_new_session=True)
+
+    monkeypatch.setattr(command, "start", start)
+    options = command.parse(["--only", "kernels"])
+    folder = command.watch(options, tmp_path, tmp_path / "pointer", time.time() + 60, QUIET)
+    assert folder is not None
+    assert len(started) <= 2
+    assert "exit code 3" in Results(folder).status("kernels")
+
+
 def test_what_there_is_no_time_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = watched(tmp_path, monkeypatch, [("ceilings", "hangs"), ("kernels", "works")], minutes=0.001)
-    assert "not run" in results.status("kernels")
+    def wait_in_vain(worker: Any, pointer: Path, deadline: float) -> str:
+        while not pointer.is_file() or Results(tmp_path / "run").status("ceilings") != "running":
+            time.sleep(0.05)
+        return "stopped: the time was up"
+
+    monkeypatch.setattr(command, "wait", wait_in_vain)
+    results = watched(tmp_path, monkeypatch, [("ceilings", "hangs"), ("kernels", "works")], minutes=0)
+    assert results.status("ceilings") == "stopped: the time was up"
+    assert results.status("kernels") == "not run: the time was up"
     assert len(results.wrong) == 2
 
 
@@ -249,3 +282,63 @@ def test_the_report_marks_what_was_missed(tmp_path: Path) -> None:
     assert "ValueError: no" in text
     (missed,) = results.missed
     assert missed == "kernels, copy | paste: 50.0% of the floor, target 90% of the floor"
+
+
+# ---- transformers over our weights
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_runs_on_our_very_tensors(tied: bool) -> None:
+    config = dataclasses.replace(REHEARSED, tied_embeddings=tied)
+    with Tensors(config, RandomWeights(3), torch.float32) as tensors:
+        model = build_gpu(tensors)
+    peer = twin(model)
+    theirs = dict(peer.named_parameters(remove_duplicate=False))
+    ours = dict(named_tensors(model))
+    for name, tensor in ours.items():
+        assert theirs[name].data_ptr() == tensor.data_ptr(), name
+    for name, shape in tensor_shapes(config).items():
+        assert torch.equal(ours[name], RandomWeights(3).get(name, shape)), name
+    with tempfile.TemporaryDirectory() as folder:
+        save_random(config, 3, torch.float32, Path(folder))
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.arange(5, 35)[None]
+    with torch.no_grad():
+        assert torch.allclose(peer(tokens).logits, loaded(tokens).logits, atol=1e-5)
+
+
+def test_transformers_serves_the_prompts_in_their_order() -> None:
+    with Tensors(REHEARSED, RandomWeights(3), torch.float32) as tensors:
+        peer = twin(build_gpu(tensors))
+    prompts = [np.arange(5, 5 + n) for n in (9, 3, 14)]
+    with serving(peer, prompts, 3, 64) as serve:
+        run = serve(prompts, 3)
+        again = serve(prompts[::-1], 3)
+    for prompt, output in zip(prompts, run.outputs, strict=True):
+        expected = peer.generate(
+            torch.from_numpy(prompt)[None], max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        assert output == expected[0, len(prompt) :].tolist()
+    assert again.outputs == run.outputs[::-1]
+    assert 0 < run.seconds <= run.whole_s
+
+
+# ---- the differential check
+
+
+def test_wrong_tokens_are_told_from_near_ties() -> None:
+    given = ragged(3, 12, REHEARSED.vocab_size)
+    reference = CpuReference(REHEARSED, given, 4)
+    assert reference.compare(reference.outputs).partings == ()
+    assert reference.compare(reference.outputs).tokens == 12
+    changed = [list(output) for output in reference.outputs]
+    changed[1][2] = (changed[1][2] + 1) % REHEARSED.vocab_size
+    found = reference.compare(changed)
+    (parting,) = found.partings
+    assert (parting.request, parting.position) == (1, 2)
+    assert parting.margin > 0, "the CPU's token is the likeliest by its own reckoning"
+    assert found.wrong(parting.margin - 1e-6) == [parting]
+    assert found.wrong(parting.margin) == []
+    assert found.tokens == 4 + 3 + 4
+    with pytest.raises(Failed):
+        reference.compare([output[:-1] for output in reference.outputs])

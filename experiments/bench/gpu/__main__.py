@@ -70,6 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def watch(options: argparse.Namespace, root: Path, pointer: Path, deadline: float, console: Console) -> Path | None:
     """Runs workers until every stage had its turn or the time is up. The folder of the results; None: no GPU."""
     folder: Path | None = None
+    before = [*options.stages, ""]
     while True:
         worker = start(options, root, pointer, folder, deadline)
         try:
@@ -89,11 +90,13 @@ def watch(options: argparse.Namespace, root: Path, pointer: Path, deadline: floa
         waiting = [name for name in options.stages if results.status(name) == "waiting"]
         if not waiting:
             return folder
-        if time.time() >= deadline or (not running and worker.returncode == 0):
+        late = time.time() >= deadline or worker.returncode == 0
+        if late or len(waiting) == len(before):
             for name in waiting:
                 results.begin(name, time.time(), 0.0)
-                results.end(name, time.time(), "not run: the time was up")
+                results.end(name, time.time(), f"not run: {'the time was up' if late else why}")
             return folder
+        before = waiting
 
 
 def start(

@@ -73,7 +73,7 @@ def by_sorting(logits: Tensor) -> Tensor:
     values, ids = torch.sort(logits.float() / TEMPERATURE, dim=-1, descending=True)
     values[:, TOP_K:] = -torch.inf
     weights = torch.softmax(values, dim=-1)
-    weights[weights.cumsum(-1) - weights >= TOP_P] = 0.0
+    weights = weights.masked_fill(weights.cumsum(-1) - weights >= TOP_P, 0.0)
     winner = (weights / torch.empty_like(weights).exponential_()).argmax(-1, keepdim=True)
     return ids.gather(1, winner)
 

@@ -70,7 +70,18 @@ def make_model(setup: Setup, *, deterministic: bool = False) -> LlamaGpu:
 
 
 def make_executor(model: LlamaGpu, config: EngineConfig, device: torch.device) -> CudaExecutor:
-    raise NotImplementedError
+    """An executor for `config`, whose `pool_tokens` must be given. In a rehearsal `device` is the CPU."""
+    if config.pool_tokens is None:
+        raise ValueError("pool_tokens must be given: benchmarks don't size the pool by what happens to be free")
+    return CudaExecutor(
+        model,
+        n_pages=config.pool_tokens // config.page_size,
+        page_size=config.page_size,
+        device=device,
+        max_running=config.max_running,
+        kv_dtype=config.kv_dtype,
+        cuda_graphs=config.cuda_graphs,
+    )
 
 
 class Served(NamedTuple):

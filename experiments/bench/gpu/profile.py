@@ -16,6 +16,8 @@ SHORT_GAP_S = 10e-6
 """A shorter gap between kernels is the device's own doing (the next launch of a graph), not waiting for the host."""
 TOP = 15
 NAME_WIDTH = 90
+OVERHEAD = ("Activity Buffer Request", "Command Buffer Full", "Lazy Function Loading", "Module Loading")
+"""Of the profiler and the driver, which it lists among the device's work."""
 
 
 class Span(NamedTuple):
@@ -108,7 +110,7 @@ def profiled(step: Callable[[], object], steps: int, device: torch.device) -> Pr
     spans = [
         Span(event.name, event.time_range.start / 1e6, event.time_range.end / 1e6)
         for event in profiler.events()
-        if event.device_type == kind
+        if event.device_type == kind and event.name not in OVERHEAD
     ]
     if not spans:
         raise RuntimeError("the profiler saw no kernel on the device")

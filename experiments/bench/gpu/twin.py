@@ -41,8 +41,6 @@ def twin(model: LlamaGpu) -> Any:
     with torch.device("meta"):
         peer = LlamaForCausalLM(config)
     peer.load_state_dict(dict(tensors(model)), assign=True)
-    if model.config.tied_embeddings:
-        peer.tie_weights()
     # Its buffers are made from the configuration and in no state: they are still without memory.
     peer.model.rotary_emb = type(peer.model.rotary_emb)(config).to(model.device)
     left = [name for name, tensor in [*peer.named_parameters(), *peer.named_buffers()] if tensor.is_meta]
@@ -57,8 +55,7 @@ def tensors(model: LlamaGpu) -> Iterator[tuple[str, Tensor]]:
     queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     yield "model.embed_tokens.weight", model.embedding
     yield "model.norm.weight", model.norm
-    if not c.tied_embeddings:
-        yield "lm_head.weight", weight_of(model.head)
+    yield "lm_head.weight", weight_of(model.head)  # the embedding where they are tied
     for i, block in enumerate(model.blocks):
         at = f"model.layers.{i}"
         yield f"{at}.input_layernorm.weight", block.attention_norm
