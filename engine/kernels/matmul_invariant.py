@@ -32,9 +32,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.cases import Call, Case
 from engine.kernels.launch import launch
+from engine.kernels.matmul_invariant_tiles import MANY_ROWS, TILES, shape_of
 from engine.kernels.matrix import INTERPRETED, dot
 from engine.kernels.roofline import Work
-from engine.kernels.tiles import Shape, Tile, Tiles, choose, current_gpu
+from engine.kernels.tiles import Shape, Tile, choose, current_gpu
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -168,7 +169,7 @@ def matmul_invariant(
         if _has_descriptors(x, weight, out):
             _launch_bulk(x, weight, bias, out, tile)
             return out
-        tile = _tile(128, 128, 64, 8, 4)
+        tile = MANY_ROWS[1]
     grid = (triton.cdiv(m, tile.constants["BLOCK_M"]) * triton.cdiv(n, tile.constants["BLOCK_N"]),)
     strides = x.stride(0), weight.stride(0), out.stride(0)
     even = k % tile.constants["BLOCK_K"] == 0
@@ -221,72 +222,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -
 
 
 def _shape(m: int, n: int, k: int, dtype: torch.dtype) -> Shape:
-    """Row counts up to the next power of two share a tile."""
-    return {"m": min(max(triton.next_power_of_2(m), 16), 8192), "n": n, "k": k, "dtype": str(dtype)[6:]}
-
-
-def _tile(rows: int, columns: int, inputs: int, warps: int, stages: int) -> Tile:
-    return Tile({"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": inputs, "GROUP_M": 8}, warps, stages)
-
-
-def _bulk(rows: int, columns: int, inputs: int, warps: int, stages: int, parts: int = 1) -> Tile:
-    tile = _tile(rows, columns, inputs, warps, stages)
-    return tile._replace(constants={**tile.constants, "PARTS": parts})
-
-
-_EXACT = (_tile(64, 64, 32, 8, 2), _tile(16, 32, 32, 4, 3))
-_WARPGROUP = (
-    _bulk(128, 256, 64, 8, 4, parts=2),
-    _bulk(128, 256, 64, 8, 3),
-    _bulk(128, 128, 64, 8, 4),
-    _bulk(128, 64, 64, 8, 5),
-    _tile(128, 256, 64, 8, 3),
-    _tile(128, 128, 64, 8, 4),
-    _tile(128, 64, 64, 8, 4),
-    _tile(64, 64, 128, 4, 3),
-    _tile(64, 32, 128, 4, 4),
-    _tile(64, 16, 128, 4, 4),
-    _bulk(64, 64, 128, 4, 4),
-    _bulk(64, 32, 128, 4, 6),
-)
-_WARP = (
-    _tile(128, 128, 32, 4, 4),
-    _tile(64, 128, 64, 4, 3),
-    _tile(64, 64, 64, 4, 4),
-    _tile(32, 64, 128, 4, 3),
-    _tile(32, 32, 128, 4, 3),
-    _tile(16, 64, 128, 4, 3),
-    _tile(16, 32, 128, 4, 4),
-)
-PROCESSORS = {80: 108, 86: 80, 89: 142, 90: 132, 100: 148}
-
-
-def _candidates(capability: int, shape: Shape) -> tuple[Tile, ...]:
-    """From many rows to few. All of a chip's use the same matrix instruction: any of them gives the same bits."""
-    if shape["dtype"] == "float32":
-        return _EXACT
-    if 90 <= capability < 120:
-        return _WARPGROUP
-    return (_tile(128, 256, 64, 8, 3), *_WARP) if capability == 80 else _WARP
-
-
-def _default(capability: int, shape: Shape) -> Tile:
-    """The first tile that has no more rows than needed and leaves (nearly) no processor without a program."""
-    m, n = int(shape["m"]), int(shape["n"])
-    tiles = _candidates(capability, shape)
-    least = min(tile.constants["BLOCK_M"] for tile in tiles)
-    fitting = [tile for tile in tiles if tile.constants["BLOCK_M"] <= max(m, least)]
-    for tile in fitting:
-        if _programs(tile, m, n) >= 0.9 * PROCESSORS.get(capability, 132):
-            return tile
-    return max(fitting, key=lambda tile: _programs(tile, m, n))
-
-
-def _programs(tile: Tile, m: int, n: int) -> int:
-    return triton.cdiv(m, tile.constants["BLOCK_M"]) * triton.cdiv(n, tile.constants["BLOCK_N"])
-
-
-TILES = Tiles("matmul_invariant", _default, _candidates)
+    return shape_of(m, n, k, str(dtype).removeprefix("torch."))
 
 
 def work(m: int, n: int, k: int, *, bytes_per_number: int = 2) -> Work:

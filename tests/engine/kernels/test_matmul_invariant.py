@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.matmul_invariant import TILES, _shape, matmul_invariant, matmul_invariant_reference
+from engine.kernels.matmul_invariant_tiles import BULK, programs
 from engine.kernels.tiles import Gpu, current_gpu
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -93,15 +94,38 @@ def test_the_projections_of_a_model_have_the_same_bits_for_any_number_of_rows(
 
 
 @pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: f"sm_{chip.capability}")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_defaults_are_among_what_tuning_tries_and_leave_no_processor_idle(chip: Gpu, dtype: torch.dtype) -> None:
-    for m in (1, 16, 17, 64, 100, 512, 8192):
-        for n, k in ((12288, 4096), (4096, 4096), (22016, 4096), (32000, 4096)):
-            shape = _shape(m, n, k, dtype)
-            tile = TILES.default(chip.capability, shape)
-            assert tile in TILES.candidates(chip.capability, shape)
-            programs = -(-m // tile.constants["BLOCK_M"]) * -(-n // tile.constants["BLOCK_N"])
-            assert programs >= 0.85 * chip.processors
+def test_defaults_are_among_what_tuning_tries_and_fit_the_number_of_rows(chip: Gpu) -> None:
+    for n, k in ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (896, 4864)):
+        for dtype in (torch.bfloat16, torch.float32):
+            shapes = [_shape(m, n, k, dtype) for m in (1, 16, 17, 64, 100, 512, 8192)]
+            chosen = [TILES.default(chip.capability, shape) for shape in shapes]
+            for tile, shape in zip(chosen, shapes):
+                assert tile in TILES.candidates(chip.capability, shape)
+            sizes = [tile.constants["BLOCK_M"] for tile in chosen]
+            assert sizes == sorted(sizes), "more rows, larger tiles"
+            if n >= 4096:
+                assert all(programs(tile, shape) >= 0.55 * chip.processors for tile, shape in zip(chosen, shapes))
+
+
+def test_all_tiles_of_a_chip_use_one_kind_of_matrix_instruction() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        shape = _shape(1, 4096, 4096, dtype)
+        for capability in (90, 100):  # a tile of fewer rows or warps would be multiplied by mma.sync
+            for tile in TILES.candidates(capability, shape):
+                assert tile.constants["BLOCK_M"] >= 64
+                assert tile.num_warps in (4, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_the_bulk_copy_engine_cant_address_has_the_same_bits(dtype: torch.dtype, device: torch.device) -> None:
+    if device.type == "cuda" and current_gpu().capability < 90:
+        pytest.skip("this GPU has no bulk copy engine")
+    x, weight, bias = inputs(130, 72, 129, dtype, device)
+    aligned = [torch.zeros(len(matrix), 136, device=device, dtype=dtype) for matrix in (x, weight)]
+    for matrix, source in zip(aligned, (x, weight)):
+        matrix[:, :128] = source[:, 1:]
+    expected = matmul_invariant(aligned[0][:, :128], aligned[1][:, :128], bias, tile=BULK[0])
+    assert torch.equal(matmul_invariant(x[:, 1:], weight[:, 1:], bias, tile=BULK[0]), expected)
 
 
 def test_operands_may_be_parts_of_wider_ones(device: torch.device) -> None:
