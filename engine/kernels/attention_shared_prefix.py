@@ -8,8 +8,9 @@ V for each request is one matrix product for the group. The rows' own tails are 
 `attention_extend`, which merge these parts in by their log-sum-exp (`attention_merge`).
 
 Tiling: one program takes one item of the host's plan (up to 64 or 128 lines of queries x heads of one kv head, a range
-of keys) and one kv head, or BLOCK_M lines of it where registers don't hold them all. The plan cuts the keys so that the items of all groups fill the processors once, and puts the
-longest first. Items over the same keys are neighbours: the second reads them from the second-level cache.
+of keys) and one kv head, or BLOCK_M lines of it where registers don't hold them all. The plan cuts the keys so that
+the items of all groups fill the processors once, and puts the longest first. Items over the same keys are neighbours:
+the second reads them from the second-level cache.
 
 Moves: K and V of each prefix once, q once a range, and head_dim + 1 float32 a query, head and range, which the merge
 reads again; 4 * members * heads * head_dim operations a key.
