@@ -10,9 +10,15 @@ from engine.kernels.cases import Case
 
 NAMES = (
     "attention_extend",
+    "attention_decode",
+    "attention_shared_prefix",
+    "attention_merge",
+    "attention_fixed",
     "rms_norm",
     "rope_and_store",
     "silu_mul",
+    "matmul_invariant",
+    "sample",
 )
 
 

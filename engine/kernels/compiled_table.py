@@ -60,16 +60,24 @@ def page(findings: Iterable[Finding]) -> str:
     lines = [
         TITLE,
         "",
-        f"{VERSION}{triton.__version__} with the default tiles, not run: {chips}. Written by",
-        "`python -m engine.kernels.inspect --write`. Counts are of instructions in the code, loops once: matrix products,",
-        "asynchronous copies from device to shared memory, and loads and stores of device memory by their width. `blocks`",
-        "is how many programs one processor holds at once.",
+        f"{VERSION}{triton.__version__} with the default tiles, not run: {chips}.",
+        "Written by `python -m engine.kernels.inspect --write`. Counts are of instructions in the code, loops once:",
+        "matrix products, asynchronous copies from device to shared memory, loads and stores by width.",
+        "`blocks` is how many programs one processor holds at once. Cases with the same code share a row.",
     ]
-    compiled = (found for found in findings if found.code and found.choice == DEFAULT)
-    for file, of_file in groupby(compiled, lambda found: found.file):
-        lines += ["", f"## {file}", "", row(COLUMNS), row("---" for _ in COLUMNS)]
-        lines += [row(cells(found)) for found in of_file]
+    for file, of_file in groupby(findings, lambda found: found.file):
+        lines += ["", f"## {file}", "", row(COLUMNS), row("---" for _ in COLUMNS), *table_rows(of_file)]
     return "\n".join([*lines, ""])
+
+
+def table_rows(findings: Iterable[Finding]) -> list[str]:
+    """Of the default tiles. Of cases that have the same code, the first stands for all."""
+    rows: dict[tuple[str, ...], str] = {}
+    for found in findings:
+        if found.code and found.choice == DEFAULT:
+            texts = cells(found)
+            rows.setdefault(tuple(texts[1:]), row(texts))
+    return list(rows.values())
 
 
 def version_on(page: str) -> str:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from engine.kernels.catalogue import NAMES
 from engine.kernels.chips import CHIPS
-from engine.kernels.compiled_table import COLUMNS, cells, page, row
+from engine.kernels.compiled_table import COLUMNS, cells, page, table_rows
 from engine.kernels.inspection import Finding, inspect
 
 WRITTEN_CHIPS = (80, 86, 90, 100)
@@ -58,10 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def as_json(findings: Sequence[Finding]) -> dict[str, object]:
     return {
         "triton": triton.__version__,
-        "findings": [
-            found._asdict() | {"code": found.code and found.code._asdict(), "row": found.code and row(cells(found))}
-            for found in findings
-        ],
+        "findings": [found._asdict() | {"code": found.code and found.code._asdict()} for found in findings],
+        "rows": {file: table_rows(found for found in findings if found.file == file) for file in NAMES},
     }
 
 

@@ -111,7 +111,7 @@ def _inspected(job: _Job) -> list[Finding]:
 
 
 def code_problems(code: Compiled, chip: Chip, *, chosen: bool) -> list[str]:
-    """What is wrong with compiled code. A candidate that isn't chosen may spill: tuning won't take it if that is slow."""
+    """What is wrong with compiled code. A candidate may spill: tuning won't take it if that is slow."""
     problems = []
     if chosen and (code.spills or code.stack):
         problems.append(

@@ -1,7 +1,12 @@
-"""The least time a kernel can take: bytes it must move and operations it must do, over what a GPU can do at best."""
+"""The least time a kernel can take: bytes it must move and operations it must do, over what a GPU can do at best.
+
+`python -m engine.kernels.roofline` prints it for every kernel in the steps of a 7B model; `--write` puts that into
+`docs/kernels.md`.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 
@@ -34,3 +39,19 @@ GPUS = (
 def floor_s(work: Work, gpu: Ceilings) -> float:
     """Seconds below which no version can run."""
     return max(work.bytes / gpu.bytes_per_s, work.operations / gpu.matrix_per_s)
+
+
+def main(arguments: list[str]) -> int:
+    from engine.kernels import roofline_table  # which imports the kernels, and they this
+
+    if arguments not in ([], ["--write"]):
+        print("usage: python -m engine.kernels.roofline [--write]", file=sys.stderr)
+        return 2
+    print("Counted from shapes and data sheets, not measured.", *roofline_table.lines(), sep="\n")
+    if arguments:
+        roofline_table.write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,182 @@
+"""What each kernel must move and compute in a step of Llama 7B, and the least time that takes on each GPU. Counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from engine.kernels import (
+    attention_decode,
+    attention_extend,
+    attention_merge,
+    attention_shared_prefix,
+    matmul_invariant,
+    rms_norm,
+    rope_and_store,
+    sample,
+    silu_mul,
+)
+from engine.kernels.paged import PagedKV
+from engine.kernels.roofline import GPUS, Work, floor_s
+
+DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
+BEGIN = "<!-- roofline: begin, written by python -m engine.kernels.roofline --write -->"
+END = "<!-- roofline: end -->"
+
+
+class Model(NamedTuple):
+    """The numbers of a Llama that its steps depend on."""
+
+    name: str
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+
+LLAMA_7B = Model("llama-7b", 32, 4096, 11008, 32, 32, 128, 32000)
+NUMBER = 2
+"""Bytes of a number in bfloat16."""
+
+
+class Step(NamedTuple):
+    """Rows of one step, all alike."""
+
+    name: str
+    rows: int
+    new: int
+    """Tokens of each row that are computed."""
+    keys: int
+    """Keys of each row, the new ones included."""
+
+
+STEPS = (
+    Step("decode, batch 1, 512 keys", 1, 1, 512),
+    Step("decode, batch 32, 512 keys", 32, 1, 512),
+    Step("decode, batch 128, 512 keys", 128, 1, 512),
+    Step("decode, batch 1, 8k keys", 1, 1, 8192),
+    Step("decode, batch 8, 8k keys", 8, 1, 8192),
+    Step("prefill, 1k tokens", 1, 1024, 1024),
+    Step("prefill, 8k tokens", 1, 8192, 8192),
+)
+
+
+class Part(NamedTuple):
+    kernel: str
+    calls: int
+    """In a step."""
+    work: Work
+    """Of one call."""
+
+
+def parts(model: Model, step: Step) -> Iterator[Part]:
+    """All kernels of a step in their order; matrix products also where a library does them."""
+    tokens = step.rows * step.new
+    m, layers = model, model.layers
+
+    def product(name: str, n: int, k: int, *, rows: int = tokens, calls: int = layers) -> Part:
+        return Part(f"product {name}", calls, matmul_invariant.work(rows, n, k, bytes_per_number=NUMBER))
+
+    yield Part("rms_norm", 1, rms_norm.work(tokens, m.hidden, residual=False))
+    yield Part("rms_norm + residual", 2 * layers, rms_norm.work(tokens, m.hidden, residual=True))
+    yield product("qkv", (m.heads + 2 * m.kv_heads) * m.head_dim, m.hidden)
+    yield Part("rope_and_store", layers, rope_and_store.work(tokens, m.heads, m.kv_heads, m.head_dim))
+    yield attention(model, step)
+    yield product("out", m.hidden, m.heads * m.head_dim)
+    yield product("gate and up", 2 * m.inner, m.hidden)
+    yield Part("silu_mul", layers, silu_mul.work(tokens, m.inner))
+    yield product("down", m.hidden, m.inner)
+    yield product("logits", m.vocab, m.hidden, rows=step.rows, calls=1)
+    yield Part("sample", 1, sample.work(step.rows, m.vocab, bytes_per_number=NUMBER))
+
+
+def shared_prefix_parts(model: Model, branches: int, prefix: int, own: int) -> Iterator[Part]:
+    """Attention of a decode step whose rows share their first keys: read once, and without sharing."""
+    m = model
+    shape = (m.heads, m.kv_heads, m.head_dim)
+    yield Part("attention_shared_prefix", m.layers, attention_shared_prefix.work(branches, prefix, 1, *shape))
+    yield Part("attention_decode, own keys", m.layers, attention_decode.work(branches * own, branches, *shape))
+    yield Part("attention_merge", m.layers, attention_merge.work(branches, m.heads, m.head_dim, 2 * branches))
+    every = attention_decode.work(branches * (prefix + own), branches, *shape)
+    yield Part("attention_decode without sharing", m.layers, every)
+
+
+def attention(model: Model, step: Step) -> Part:
+    m = model
+    if step.new == 1:
+        work = attention_decode.work(step.rows * step.keys, step.rows, m.heads, m.kv_heads, m.head_dim)
+        return Part("attention_decode", m.layers, work)
+    q = torch.empty(step.rows * step.new, m.heads, m.head_dim, dtype=torch.bfloat16, device="meta")
+    pool = torch.empty(m.kv_heads, step.rows * step.keys, m.head_dim, dtype=torch.bfloat16, device="meta")
+    work = attention_extend.work(q, PagedKV(pool, pool, 1), [step.new] * step.rows, [step.keys] * step.rows)
+    return Part("attention_extend", m.layers, work)
+
+
+def whole(model: Model, step: Step) -> Work:
+    """What no step can do without: every weight once, the K and V it attends to and those it makes, and its products.
+
+    The norms' weights and the look-up of the tokens are left out: under a thousandth.
+    """
+    m = model
+    per_token = m.hidden * (m.heads + 2 * m.kv_heads) * m.head_dim + m.heads * m.head_dim * m.hidden
+    per_token += 3 * m.hidden * m.inner
+    weights = m.layers * per_token + m.vocab * m.hidden
+    kv_token = m.layers * 2 * m.kv_heads * m.head_dim * NUMBER
+    products = 2 * step.rows * (step.new * m.layers * per_token + m.vocab * m.hidden)
+    return Work(
+        NUMBER * weights + kv_token * step.rows * (step.keys + step.new),
+        products + m.layers * attention(model, step).work.operations,
+    )
+
+
+def lines(model: Model = LLAMA_7B) -> list[str]:
+    """The table in Markdown: whole steps, then one call of each kernel in each step."""
+    text = [f"Least milliseconds of a whole step of {model.name} in bfloat16 (weights, K and V, products):", ""]
+    text += _rows(["step", "GB", "GFLOP", *_names()], ([s.name, *_cells(whole(model, s), 1e9, 1e3)] for s in STEPS))
+    text += ["", "Least microseconds of one call of each kernel in these steps:"]
+    tables = [(step.name, parts(model, step)) for step in STEPS]
+    tables.append(
+        ("decode, 64 branches of a 4k prefix with 64 own keys each", shared_prefix_parts(model, 64, 4096, 64))
+    )
+    for name, of_step in tables:
+        cells = ([p.kernel, str(p.calls), *_cells(p.work, 1e6, 1e6)] for p in of_step)
+        text += ["", f"**{name}**", "", *_rows(["kernel", "calls a step", "MB", "GFLOP", *_names()], cells)]
+    return text
+
+
+def _names() -> list[str]:
+    return [gpu.name for gpu in GPUS]
+
+
+def _cells(work: Work, byte_unit: float, per_second: float) -> list[str]:
+    floors = (_number(per_second * floor_s(work, gpu)) for gpu in GPUS)
+    return [_number(work.bytes / byte_unit), _number(work.operations / 1e9), *floors]
+
+
+def _number(x: float) -> str:
+    """Three digits."""
+    return "-" if x == 0 else f"{x:.3g}" if x < 100 else f"{x:.0f}"
+
+
+def _rows(columns: list[str], cells: Iterable[list[str]]) -> list[str]:
+    return [f"| {' | '.join(texts)} |" for texts in (columns, ["---"] * len(columns), *cells)]
+
+
+def write(docs: Path = DOCS) -> None:
+    """Puts the table between its marks. Raises ValueError where they are missing."""
+    before, begin, rest = docs.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{docs} has no marks {BEGIN!r} and {END!r} to write the table between")
+    docs.write_text("\n".join([before + begin, "", *lines(), "", end + after]), encoding="utf-8")
+
+
+def written(docs: Path = DOCS) -> list[str]:
+    """The lines between the marks."""
+    return docs.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip().splitlines()
