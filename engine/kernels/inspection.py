@@ -55,9 +55,12 @@ def inspect(files: Sequence[str], chips: Sequence[int], *, all_tiles: bool, proc
         for job in jobs:
             yield from _inspected(job)
         return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    try:
         for findings in pool.map(_inspected, jobs):
             yield from findings
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever has seen enough needn't wait for the rest
 
 
 def _jobs(file: str, chips: Sequence[int], all_tiles: bool) -> Iterator[_Job]:

@@ -50,7 +50,7 @@ def choose_all(files: Sequence[str], gpu: Gpu, *, late: Callable[[], bool]) -> l
     for file in files:
         cases = list(kernel_file(file).cases())
         if not late():
-            _compile(file, gpu)
+            _compile(file, gpu, late)
         for choice in tune(cases, gpu, torch.device("cuda"), _median_s, late):
             choices.append(choice)
             print(_line(choice), flush=True)
@@ -59,11 +59,12 @@ def choose_all(files: Sequence[str], gpu: Gpu, *, late: Callable[[], bool]) -> l
     return choices
 
 
-def _compile(file: str, gpu: Gpu) -> None:
+def _compile(file: str, gpu: Gpu, late: Callable[[], bool]) -> None:
     """Fills Triton's cache on disk, on all cores."""
     if gpu.capability in CHIPS:
         for _ in inspect([file], [gpu.capability], all_tiles=True, processes=os.cpu_count() or 1):
-            pass
+            if late():
+                return
 
 
 def _median_s(call: Callable[[], object]) -> float:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from engine.kernels.cases import Case
 from engine.kernels.tiles import TUNED, Gpu, Shape, Tile, file_name, key
@@ -105,12 +105,20 @@ def _timed(
     for case, default in zip(cases, expected, strict=True):
         try:
             call, result = _result(case, tile, device)
-        except (OutOfResources, triton.CompilationError) as error:
+        except Exception as error:
+            if not _is_of_the_tile(error):
+                raise
             return Timed(tile, {}, f"{case.label}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
         if wrong := difference(result, default):
             return Timed(tile, {}, f"{case.label}: {wrong}")
         seconds[case.label] = timer(call)
     return Timed(tile, seconds)
+
+
+def _is_of_the_tile(error: Exception) -> bool:
+    """It can't be compiled or doesn't fit; what else goes wrong may have left the GPU unusable."""
+    expected = isinstance(error, OutOfResources | PTXASError | triton.CompilationError)
+    return expected or "PassManager::run failed" in str(error)
 
 
 def _result(case: Case, tile: Tile, device: torch.device) -> tuple[Callable[[], object], list[Tensor]]:

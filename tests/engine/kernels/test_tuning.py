@@ -96,6 +96,14 @@ def test_a_tile_that_does_not_fit_is_refused() -> None:
     assert "shared memory" in choice.timed[2].refused
 
 
+def test_a_fault_of_the_gpu_ends_tuning() -> None:
+    def illegal(x: Tensor) -> Tensor:
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        _choices(Kernel({64: 3.0, 128: 2.0}, {128: illegal}))
+
+
 def test_a_default_without_numbers_stops_everything() -> None:
     with pytest.raises(RuntimeError, match="isn't a number"):
         _choices(Kernel({64: 1.0, 128: 1.0}, {64: lambda x: x * float("inf")}))
