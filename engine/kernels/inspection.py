@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -47,7 +47,9 @@ class _Job(NamedTuple):
     """None: the one that the launcher chooses."""
 
 
-def inspect(files: Sequence[str], chips: Sequence[int], *, all_tiles: bool, processes: int) -> Iterator[Finding]:
+def inspect(
+    files: Sequence[str], chips: Sequence[int], *, all_tiles: bool, processes: int
+) -> Generator[Finding, None, None]:
     """All cases of these kernel files with the tiles that are chosen on these chips (compute capabilities) and, with
     `all_tiles`, with all that tuning may choose; in an order that is always the same."""
     jobs = [job for file in files for job in _jobs(file, chips, all_tiles)]

@@ -8,7 +8,6 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,16 +58,27 @@ class Choice(NamedTuple):
 
 
 def tune(
-    cases: Sequence[Case], gpu: Gpu, device: torch.device, timer: Timer, late: Callable[[], bool]
+    cases: Sequence[Case],
+    gpu: Gpu,
+    device: torch.device,
+    timer: Timer,
+    late: Callable[[], bool],
+    before: Callable[[Sequence[Case]], None] | None = None,
 ) -> Iterator[Choice]:
-    """One choice for each kernel and shape among the cases, as they are made.
+    """One choice for each kernel and shape among the cases, in the order of the cases, as they are made.
 
-    Ends early once `late()`: a choice is made of all its candidates or not at all. Raises RuntimeError where a default
-    tile computes what isn't a number.
+    `before` is told the cases of a choice before they are timed. Ends early once `late()`: a choice is made of all its
+    candidates or not at all. Raises RuntimeError where a default tile computes what isn't a number.
     """
-    fitting = sorted((case for case in cases if case.capability <= gpu.capability), key=_kernel_and_shape)
-    for (kernel, shape), group in groupby(fitting, _kernel_and_shape):
-        same = list(group)
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        if case.capability <= gpu.capability:
+            groups.setdefault(_kernel_and_shape(case), []).append(case)
+    for (kernel, shape), same in groups.items():
+        if late():
+            return
+        if before:
+            before(same)
         timed: list[Timed] = []
         expected = [_result(case, same[0].tiles.default(gpu.capability, case.shape), device)[1] for case in same]
         for tile in _candidates(same[0], gpu.capability):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from triton.runtime.errors import OutOfResources
 
 from engine.kernels import tiles, tune
 from engine.kernels.cases import Call, Case
+from engine.kernels.inspection import Finding
 from engine.kernels.tiles import Gpu, Shape, Tile, Tiles
 from engine.kernels.tuning import Choice, difference, save, untuned
 from engine.kernels.tuning import tune as choices_of
@@ -62,6 +64,17 @@ def test_the_fastest_tile_is_chosen() -> None:
     assert (choice.kernel, choice.shape, choice.tile) == ("trial", "size=8", FASTEST)
     assert choice.default.seconds == {"size=8": 3e-6}
     assert choice.chosen.seconds == {"size=8": 1e-6}
+
+
+def test_shapes_come_in_the_order_of_their_cases_and_are_announced() -> None:
+    kernel = Kernel({64: 1.0})
+    cases = [kernel.case("b", size=9), kernel.case("a", size=8), kernel.case("c", size=9)]
+    told: list[list[str]] = []
+    choices = choices_of(
+        cases, GPU, CPU, kernel.timer, lambda: False, lambda same: told.append([c.label for c in same])
+    )
+    assert [choice.shape for choice in choices] == ["size=9", "size=8"]
+    assert told == [["b", "c"], ["a"]]
 
 
 def test_noise_does_not_replace_the_default() -> None:
@@ -139,7 +152,9 @@ def test_what_this_gpu_cannot_run_is_left_out() -> None:
 
 def test_a_choice_is_made_of_all_candidates_or_not_at_all() -> None:
     kernel = Kernel({64: 3.0, 128: 2.0, 256: 1.0})
-    checks = iter([False, False, False, False, True])  # time is up at the second candidate of the second shape
+    checks = iter(
+        [False, False, False, False, False, False, True]
+    )  # time is up at the second candidate of the second shape
     cases = [kernel.case(size=8), kernel.case("size=9", size=9)]
     choices = _choices(kernel, *cases, late=lambda: next(checks))
     assert [choice.shape for choice in choices] == ["size=8"]
@@ -180,6 +195,35 @@ def test_an_interrupted_run_leaves_the_file_as_it_was(tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         save(GPU, _choices(kernel), tmp_path)
     assert path.read_text() == before
+
+
+def test_files_share_the_time_and_are_compiled_before_they_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events: list[str] = []
+
+    def timer(call: Callable[[], object]) -> float:
+        events.append("timed")
+        return 1.0
+
+    def inspect(files: list[str], chips: list[int], **options: object) -> Iterator[Finding]:
+        assert (files, chips) == (["trial"], [90])
+        for label in ("a", "a", "b"):
+            events.append(f"compiled {label}")
+            yield Finding("trial", label, 90, "candidate", "", None, ())
+
+    kernel = Kernel({64: 1.0})
+    cases = [kernel.case("a", size=8), kernel.case("b", size=9)]
+    monkeypatch.setattr(tune, "kernel_file", lambda *_: SimpleNamespace(cases=lambda: cases))
+    monkeypatch.setattr(tune, "inspect", inspect)
+
+    choices = tune.choose_all(["trial", "trial"], GPU, 60, CPU, timer)
+    assert len(choices) == 4
+    assert events == 2 * ["compiled a", "compiled a", "compiled b", "timed", "timed"]
+    assert "trial size=8: BLOCK=64, 4 warps, 2 stages: 1.00x the default's speed (1 tried)" in capsys.readouterr().out
+
+    assert tune.choose_all(["trial"], GPU, -1, CPU, timer) == []
+    assert "trial size=9: not tuned, the time was up" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
