@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from engine.clock import Clock
 from engine.config import EngineConfig
 from engine.cost import PrefillCost
 from engine.engine import Engine
 from engine.tokenizer import Tokenizer, builtin_tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from engine.executor.cpu import CpuExecutor
+    from engine.executor.cuda import CudaExecutor
 
 
 def make_engine(config: EngineConfig, *, clock: Clock | None = None) -> Engine:
@@ -14,14 +20,27 @@ def make_engine(config: EngineConfig, *, clock: Clock | None = None) -> Engine:
 
     Raises ModelError, TokenizerError, PolicyError or ConfigError.
     """
+    from engine.device import choose_device
+
+    executor = _cuda_executor(config) if choose_device(config) == "cuda" else _cpu_executor(config)
+    model = executor.model.config
+    cost = PrefillCost.of(model)
+    return Engine(executor, _tokenizer(config), config, clock=clock, eos=model.eos_token_ids, cost=cost)
+
+
+def _cpu_executor(config: EngineConfig) -> CpuExecutor:
     from engine.executor.cpu import CpuExecutor, default_pool_tokens
     from engine.models.load import load_model
 
     model = load_model(config.model, config.dtype, config.model_seed, max_context=config.max_context)
     tokens = config.pool_tokens if config.pool_tokens is not None else default_pool_tokens(model.config, model.dtype)
-    executor = CpuExecutor(model, n_pages=tokens // config.page_size, page_size=config.page_size)
-    cost = PrefillCost.of(model.config)
-    return Engine(executor, _tokenizer(config), config, clock=clock, eos=model.config.eos_token_ids, cost=cost)
+    return CpuExecutor(model, n_pages=tokens // config.page_size, page_size=config.page_size)
+
+
+def _cuda_executor(config: EngineConfig) -> CudaExecutor:
+    from engine.executor.gpu_setup import load_and_set_up
+
+    return load_and_set_up(config)
 
 
 def _tokenizer(config: EngineConfig) -> Tokenizer:

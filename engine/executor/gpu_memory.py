@@ -25,27 +25,45 @@ class Budget(NamedTuple):
     graphs: int
 
 
-def pool_pages(
-    budget: Budget, config: ModelConfig, *, bytes_each: int, page_size: int, memory_fraction: float, name: str
-) -> int:
-    """Pages that fit in `memory_fraction` of the GPU beside the rest. bytes_each: K and V of one token.
+def check_weights(needed: int, free: int, name: str, model: str) -> None:
+    """Raises ConfigError when a model's weights (bytes) don't fit."""
+    if needed > free:
+        raise ConfigError(
+            f"the weights of {model} need {needed / GIB:.1f} GiB, {name} has {free / GIB:.1f} GiB free: use a 16-bit "
+            "model.dtype, a smaller model, a larger GPU, or engine.device=cpu"
+        )
 
-    Raises ConfigError when that doesn't hold one whole context.
+
+def pool_pages(
+    budget: Budget,
+    config: ModelConfig,
+    *,
+    bytes_each: int,
+    page_size: int,
+    memory_fraction: float,
+    name: str,
+    wanted: int | None = None,
+) -> int:
+    """Pages of the KV pool: those that are wanted, or as many as fit in `memory_fraction` of the GPU beside the rest.
+
+    bytes_each: K and V of one token. Raises ConfigError when the wanted ones don't fit, or not one whole context.
     """
     allowed = int(memory_fraction * budget.total)
     rest = budget.used + budget.step + budget.graphs
-    n_pages = max(0, allowed - rest) // (bytes_each * page_size)
-    if n_pages * page_size < config.max_context:
-        needed = rest + -(-config.max_context // page_size) * page_size * bytes_each
+    fit = max(0, allowed - rest) // (bytes_each * page_size)
+    needed = -(-config.max_context // page_size) if wanted is None else wanted
+    if fit < needed:
+        pool = needed * page_size * bytes_each
+        what = f"one context of {config.max_context}" if wanted is None else f"a pool of {wanted * page_size}"
+        advice = "engine.max_context" if wanted is None else "engine.pool_tokens"
         raise ConfigError(
-            f"{name} has {budget.total / GIB:.1f} GiB, of which engine.memory_fraction={memory_fraction} allows "
-            f"{allowed / GIB:.1f}; needed are {needed / GIB:.1f}: {budget.used / GIB:.1f} for its weights and whatever "
-            f"else is on the GPU, {budget.step / GIB:.1f} for a step, {budget.graphs / GIB:.1f} for graphs and "
-            f"{(needed - rest) / GIB:.1f} for one context of {config.max_context} tokens. Use a smaller "
-            "engine.max_context, engine.max_batch_tokens or engine.max_running, engine.kv_dtype=int8, a 16-bit "
-            "model.dtype, a smaller model or a larger GPU"
+            f"the model needs {(rest + pool) / GIB:.1f} GiB: {budget.used / GIB:.1f} for weights and whatever else is "
+            f"on the GPU, {budget.step / GIB:.1f} for a step, {budget.graphs / GIB:.1f} for graphs, {pool / GIB:.1f} "
+            f"for {what} tokens. {name} has {budget.total / GIB:.1f} GiB, and engine.memory_fraction={memory_fraction} "
+            f"of that may be used. Use a smaller {advice}, engine.max_batch_tokens or engine.max_running, "
+            "engine.kv_dtype=int8, a 16-bit model.dtype, a smaller model or a larger GPU"
         )
-    return n_pages
+    return fit if wanted is None else wanted
 
 
 class Piece(NamedTuple):

@@ -110,8 +110,12 @@ def engine_config(config: RunConfig) -> EngineConfig:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if kinds[name].startswith("int") and not whole:
             raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be a whole number")
-        if kinds[name] == "bool" and not isinstance(value, bool):
+        if kinds[name].startswith("bool") and not isinstance(value, bool):
             raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be true or false")
+        if kinds[name] == "float" and not (whole or isinstance(value, float)):
+            raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be a number")
+        if kinds[name] == "str" and not isinstance(value, str):
+            raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be a name")
     if config.policy.get("routing") is not None or config.policy.get("routing_args"):
         raise ConfigError(
             f"policy.routing={config.policy.get('routing')!r} is not served: this system is one engine with nothing to "

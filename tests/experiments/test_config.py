@@ -47,6 +47,10 @@ def test_overrides_reach_the_engine() -> None:
     assert (made.eviction, made.schedule, made.page_size, made.cache) == ("lfu", "dfs_weight", 16, "flat")
     assert (made.pool_tokens, made.model, made.dtype, made.seed) == (4096, "llama-110m", "bfloat16", 3)
     assert made.eviction_args == {"alpha": 0.5}
+    of_the_gpu = ("device=cpu", "kv_dtype=int8", "memory_fraction=0.5", "cuda_graphs=false", "overlap=true")
+    made = engine_config(composed(*(f"engine.{setting}" for setting in of_the_gpu), "engine.deterministic=true"))
+    assert (made.device, made.kv_dtype, made.memory_fraction) == ("cpu", "int8", 0.5)
+    assert (made.cuda_graphs, made.overlap, made.deterministic) == (False, True, True)
     assert config.policy_label == "lru+eviction=lfu+schedule=dfs_weight+alpha=0.5+cache=flat"
 
 
@@ -117,6 +121,9 @@ def test_closed_and_open_loop_at_once_are_refused() -> None:
     [
         ("engine.page_size=abc", "whole number"),
         ("engine.hints=5", "true or false"),
+        ("engine.overlap=perhaps", "engine.overlap='perhaps' is not allowed: it must be true or false"),
+        ("engine.memory_fraction=most", "engine.memory_fraction='most' is not allowed: it must be a number"),
+        ("engine.kv_dtype=8", "engine.kv_dtype=8 is not allowed: it must be a name"),
         ("+engine.pagesize=3", "did you mean 'page_size'"),
         ("policy.routing=random", "policy.routing=.random. is not served"),
         ("+policy.routing_args.k=2", "is not served"),
