@@ -41,7 +41,7 @@ def test_matches_float64(dtype: torch.dtype, m: int, n: int, k: int, device: tor
 def test_a_row_has_the_same_bits_for_any_number_of_rows(dtype: torch.dtype, device: torch.device) -> None:
     x, weight, bias = inputs(150, 40, 200, dtype, device)
     together = matmul_invariant(x, weight, bias)
-    for m in (1, 2, 7, 16, 17, 63, 64, 65, 128, 129):
+    for m in (1, 7, 16, 17, 64, 65, 129):
         assert torch.equal(matmul_invariant(x[:m], weight, bias), together[:m]), f"{m} rows"
         assert torch.equal(matmul_invariant(x[-m:], weight, bias), together[-m:]), f"the last {m} rows"
 

@@ -27,11 +27,11 @@ def test_the_tile_doesnt_change_the_result(block: int, device: torch.device) -> 
     assert torch.equal(silu_mul(gate_up, tile=Tile({"BLOCK": block}, 2, 1)), silu_mul(gate_up))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # the interpreter's
 def test_extreme_gates_saturate_instead_of_overflowing(device: torch.device) -> None:
     gate = torch.tensor([[-3e38, -1e4, -100.0, -0.0, 0.0, 100.0, 1e4, 3e37]], device=device)
     y = silu_mul(torch.cat([gate, torch.ones_like(gate)], dim=1))
-    assert torch.equal(y, gate.clamp(min=0)) or torch.allclose(y, gate.clamp(min=0), rtol=1e-6, atol=1e-30)
-    assert y.isfinite().all()
+    torch.testing.assert_close(y, gate.clamp(min=0), rtol=1e-6, atol=1e-30)
 
 
 def test_rows_may_be_parts_of_wider_ones(device: torch.device) -> None:
