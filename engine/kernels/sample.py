@@ -10,7 +10,7 @@ request's random number u falls, with s = (logit - best) / temperature and weigh
 
 All four are prefixes of one order, likeliest first. So all that is needed of top-k, top-p and min-p is how much their
 prefix weighs, and the draw is one more prefix: three searches for the place at which a running sum reaches a target.
-Rows without top-k and top-p are drawn in the order of token ids instead, as on the CPU. Sums are integers (`_kernels`):
+Rows without top-k and top-p are drawn in the order of token ids instead, as on the CPU. Sums are integers (`sample_kernels`):
 no order of adding, no batch and no number of programs changes a bit.
 
 Kernels, each over (rows, splits of the vocabulary), enough splits to fill the GPU at batch 1:
@@ -209,6 +209,7 @@ def _penalise(logits: Tensor, params: Sampling, tile: Tile) -> Tensor | None:
     grid = (len(lists.row), 8)
     at = (logits, logits.stride(0), params.rows, changed, lists.row)
     vocab = logits.shape[1]
+    tile = _at_most(256, tile, num_warps=4)  # the lists are short: a thousand tokens, say, for eight programs
     if len(lists.tokens):
         amounts = (lists.repetition, lists.presence, lists.frequency)
         launch(penalise_kernel, grid, *at, lists.first, lists.tokens, lists.counts, *amounts, vocab, tile=tile)
