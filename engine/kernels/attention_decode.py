@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.attention_example import shared_prefix
 from engine.kernels.attention_merge import Parts, Splits, attention_merge, attention_merge_reference
 from engine.kernels.attention_range import attend_range
 from engine.kernels.cases import Call, Case
@@ -383,27 +384,39 @@ def _shape(q: Tensor, kv: PagedKV) -> Shape:
     }
 
 
-def _tile(shape: Shape, block: int, stages: int, warps: int = 4, programs: int = 8) -> Tile:
+def _tile(block: int, stages: int, warps: int = 4, programs: int = 8) -> Tile:
     return Tile({"BLOCK_N": block, "LEAST": max(128, block), "PROGRAMS": programs}, warps, stages)
 
 
 def _default(capability: int, shape: Shape) -> Tile:
-    """About 32 KiB of keys on their way a program, in blocks of 64 where they fit; two programs or more a processor."""
+    """Two or three blocks of keys in shared memory, of 32 KiB each (16 KiB where there is less): one is multiplied
+    while the others are on their way, and two programs or more share a processor."""
     head_dim = triton.next_power_of_2(int(shape["head_dim"]))
+    wide = head_dim > 128
     if shape["dtype"] == "float32":
-        return _tile(shape, block=32 if head_dim <= 128 else 16, stages=2)
-    return _tile(shape, block=64 if head_dim <= 128 else 32, stages=2 if capability in (86, 89) and head_dim > 64 else 3)
+        return _tile(block=16, stages=3)
+    if capability in (86, 89):
+        return _tile(block=16 if wide else 32, stages=5)
+    return _tile(block=32 if wide else 64, stages=7 if capability >= 90 and head_dim == 128 else 5)
 
 
 def _candidates(capability: int, shape: Shape) -> list[Tile]:
-    blocks = (16, 32) if shape["dtype"] == "float32" else (32, 64, 128)
+    wide = triton.next_power_of_2(int(shape["head_dim"])) > 128
+    if shape["dtype"] == "float32":
+        return [_tile(16, stages, warps) for stages in (3, 5) for warps in (4, 8)]
     return [
-        _tile(shape, block, stages, warps, programs)
-        for block in blocks
-        for stages in (2, 3, 4)
+        _tile(block, stages, warps, programs)
+        for block in ((16, 32) if wide else (32, 64, 128))
+        for stages in (3, 5, 7)
         for warps in (4, 8)
         for programs in (4, 8, 16)
+        if 4 * block * triton.next_power_of_2(int(shape["head_dim"])) * (stages // 2) <= _shared_memory(capability)
     ]
+
+
+def _shared_memory(capability: int) -> int:
+    """Bytes that a block of threads may have on a chip, less what a tile needs beside its keys."""
+    return {86: 91, 89: 91, 80: 155}.get(capability, 219) * 1024
 
 
 TILES = Tiles("attention_decode", _default, _candidates)
@@ -425,6 +438,8 @@ def cases() -> Iterator[Case]:
     yield _case(128, 4, bf16, window=4096)
     yield _case(256, 2, bf16, window=4096, soft_cap=50.0)
     yield _case(128, 1, bf16, n_rows=128, n_keys=128)
+    yield _case(128, 1, bf16, n_rows=64, n_shared=4096, n_keys=4224)
+    yield _case(128, 4, bf16, n_rows=64, n_shared=4096, n_keys=4224, page_size=16)
 
 
 def _case(
@@ -438,6 +453,7 @@ def _case(
     soft_cap: float = 0.0,
     n_rows: int = 8,
     n_keys: int = 8192,
+    n_shared: int = 0,
 ) -> Case:
     kv_heads = 32 // group
     stored = kv_dtype or dtype
@@ -457,8 +473,18 @@ def _case(
         rows = Rows(tables, count[:-1], torch.full((n_rows,), n_keys, dtype=torch.int32, device=device), count)
         q = torch.randn(n_rows, kv_heads * group, head_dim, dtype=dtype, device=device)
         out = torch.empty_like(q)
+        shared, parts = shared_prefix(q, n_shared) if n_shared else (None, None)
         return lambda tile: attention_decode(
-            q, kv, rows, max_keys=n_keys, window=window, soft_cap=soft_cap, out=out, tile=tile
+            q,
+            kv,
+            rows,
+            max_keys=n_keys,
+            window=window,
+            soft_cap=soft_cap,
+            shared=shared,
+            parts=parts,
+            out=out,
+            tile=tile,
         )
 
     def name(dtype: torch.dtype) -> str:
@@ -468,6 +494,7 @@ def _case(
     label += f" {name(stored)}-kv" if kv_dtype else ""
     label += f" window={window}" if window else ""
     label += f" soft_cap={soft_cap:g}" if soft_cap else ""
+    label += f" shared={n_shared}" if n_shared else ""
     shape: Shape = {"head_dim": head_dim, "dtype": name(dtype), "kv": name(stored), "group": group}
     capability = 89 if kv_dtype == torch.float8_e4m3fn else 80
     return Case(label, TILES, shape, make, dtype != torch.float32, capability)

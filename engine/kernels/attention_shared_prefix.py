@@ -271,29 +271,28 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _default(capability: int, shape: Shape) -> Tile:
-    """A warp for 16 lines; stages of keys as far as shared memory goes, two programs a processor where it can be."""
+    """A warp for 16 lines, two blocks of keys in shared memory, two programs a processor where that fits."""
     lines, wide = int(shape["lines"]), triton.next_power_of_2(int(shape["head_dim"])) > 128
     if shape["dtype"] == "float32":
-        return _tile(32, 16, 4, 2)
-    if capability < 90:
-        small = capability in (86, 89)
-        return _tile(64, 32, 8, 2) if wide else _tile(lines, 32 if small else 64, lines // 16, 2 if small else 3)
-    return _tile(lines, 32 if wide else 64, 8 if wide else lines // 16, 3)
-
-
-def _tile(lines: int, keys: int, warps: int, stages: int) -> Tile:
-    return Tile({"BLOCK_M": min(lines, 128), "BLOCK_N": keys}, min(warps, 8), stages)
+        return Tile({"BLOCK_M": 16, "BLOCK_N": 16}, 4, 3)
+    if capability < 90 and wide:
+        return Tile({"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3)
+    keys = 32 if wide or capability in (86, 89) else 64
+    return Tile({"BLOCK_M": min(lines, 128), "BLOCK_N": keys}, 8 if wide else min(lines // 16, 8), 5)
 
 
 def _candidates(capability: int, shape: Shape) -> list[Tile]:
     if shape["dtype"] == "float32":
-        return [_tile(lines, 16, 4, stages) for lines in (16, 32) for stages in (1, 2)]
+        return [Tile({"BLOCK_M": lines, "BLOCK_N": 16}, 8 if lines == 32 else 4, 3) for lines in (16, 32)]
+    head_dim = triton.next_power_of_2(int(shape["head_dim"]))
+    room = {86: 95, 89: 95, 80: 159}.get(capability, 223) * 1024
     return [
-        _tile(lines, keys, warps, stages)
-        for lines in {64, int(shape["lines"])}
+        Tile({"BLOCK_M": lines, "BLOCK_N": keys}, warps, stages)
+        for lines in sorted({64, min(int(shape["lines"]), 128)})
         for keys in (32, 64, 128)
-        for stages in (2, 3, 4)
+        for stages in (3, 5, 7)
         for warps in (4, 8)
+        if 2 * head_dim * (lines + 2 * keys * (stages // 2)) <= room and (warps == 8 or lines * head_dim <= 64 * 128)
     ]
 
 
