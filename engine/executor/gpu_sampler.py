@@ -1,4 +1,4 @@
-"""`engine.sampler` on the device: the same tokens, errors and log-probabilities, and nobody waits before they are needed.
+"""`engine.sampler` on the device: the same tokens, errors and log-probabilities; nobody waits before they are needed.
 
 What the requests ask for goes over in one upload (none when all are greedy and ask for nothing), the kernels of
 `engine.kernels.sample` choose, and what comes out is copied back asynchronously.

@@ -10,8 +10,8 @@ request's random number u falls, with s = (logit - best) / temperature and weigh
 
 All four are prefixes of one order, likeliest first. So all that is needed of top-k, top-p and min-p is how much their
 prefix weighs, and the draw is one more prefix: three searches for the place at which a running sum reaches a target.
-Rows without top-k and top-p are drawn in the order of token ids instead, as on the CPU. Sums are integers (`sample_kernels`):
-no order of adding, no batch and no number of programs changes a bit.
+Rows without top-k and top-p are drawn in the order of token ids instead, as on the CPU. Sums are integers (see
+`sample_kernels`): no order of adding, no batch and no number of programs changes a bit.
 
 Kernels, each over (rows, splits of the vocabulary), enough splits to fill the GPU at batch 1:
 

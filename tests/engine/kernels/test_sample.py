@@ -235,8 +235,8 @@ def test_a_row_is_drawn_the_same_alone_in_any_batch_by_any_tile_and_on_any_gpu(d
         alone = Draws(*(of_each[i : i + 1] for of_each in alone))._replace(row=torch.zeros_like(alone.row[:1]))
         assert torch.equal(sample(logits[i : i + 1], Sampling(draws=alone), tile=TILE).tokens, together[i : i + 1])
     order = torch.tensor([2, 0, 3, 1], device=device)
-    shuffled = Sampling(rows=order, draws=Draws(*(of_each[order] for of_each in draws_of(cuts, device))))
-    shuffled = shuffled._replace(draws=shuffled.draws._replace(row=torch.arange(n, dtype=torch.int32, device=device)))
+    mixed = Draws(*(of_each[order] for of_each in draws_of(cuts, device)))
+    shuffled = Sampling(rows=order, draws=mixed._replace(row=torch.arange(n, dtype=torch.int32, device=device)))
     assert torch.equal(sample(logits, shuffled, tile=TILE).tokens, together[order])
     for tile, processors in ((Tile({"BLOCK": 32}, 2, 1), 2), (Tile({"BLOCK": 512}, 4, 1), 1), (TILE, 8)):
         with target(Gpu("", 90, processors)):
@@ -303,7 +303,7 @@ def test_each_thing_that_can_be_wrong_with_a_row_is_told_and_the_others_go_on(de
 
 def test_the_random_number_is_the_cpus_bit_for_bit(device: torch.device) -> None:
     @triton.jit
-    def uniform_kernel(seeds, positions, out):
+    def uniform_kernel(seeds: Any, positions: Any, out: Any) -> None:
         i = tl.program_id(0)
         tl.store(out + i, _uniform(tl.load(seeds + i), tl.load(positions + i)))
 
