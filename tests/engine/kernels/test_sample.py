@@ -52,6 +52,12 @@ CUTS: list[dict[str, float]] = [
 ]
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def uniform_kernel(seeds: Any, positions: Any, out: Any) -> None:
+    i = tl.program_id(0)
+    tl.store(out + i, _uniform(tl.load(seeds + i), tl.load(positions + i)))
+
+
 @pytest.fixture(autouse=True)
 def few_programs(device: torch.device) -> Any:
     if device.type == "cuda":
@@ -302,11 +308,6 @@ def test_each_thing_that_can_be_wrong_with_a_row_is_told_and_the_others_go_on(de
 
 
 def test_the_random_number_is_the_cpus_bit_for_bit(device: torch.device) -> None:
-    @triton.jit
-    def uniform_kernel(seeds: Any, positions: Any, out: Any) -> None:
-        i = tl.program_id(0)
-        tl.store(out + i, _uniform(tl.load(seeds + i), tl.load(positions + i)))
-
     seeds = [0, 1, 2**63 - 1, 2**62 + 12345, 987654321]
     positions = [0, 1, 5, 2**31, 77]
     out = torch.full((5,), math.nan, dtype=torch.float64, device=device)
