@@ -5,6 +5,7 @@ Read with `cuobjdump` and `nvdisasm`, which Triton's package carries; neither ne
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -41,7 +42,9 @@ class Sass(NamedTuple):
     """Those of less."""
 
 
+@functools.cache
 def read(cubin: bytes) -> Sass:
+    """Of a file with one kernel, as Triton makes them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
