@@ -29,6 +29,7 @@ from experiments.bench.gpu import floors
 from experiments.bench.gpu.case import Case, Failed, Setup
 from experiments.bench.gpu.differential import CpuReference, ragged
 from experiments.bench.gpu.figure import Figure, against_floor, with_unit
+from experiments.bench.gpu.kernels import FAMILIES
 from experiments.bench.gpu.ours import REHEARSED
 from experiments.bench.gpu.profile import Profile, Span, union
 from experiments.bench.gpu.report import Results
@@ -71,6 +72,34 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(capfd: pytest.CaptureFixture[s
     assert command.main(["--out", str(tmp_path)]) == 2
     assert "--dry-run" in capfd.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_it_needs_none_of_the_packages_that_a_gpu_machine_may_lack() -> None:
+    absent = (
+        "hydra",
+        "omegaconf",
+        "pandas",
+        "pyarrow",
+        "datasets",
+        "greenlet",
+        "jinja2",
+        "matplotlib",
+        "scipy",
+        "dspy",
+    )
+    modules = ["experiments.bench.gpu.__main__", "experiments.bench.gpu.worker", *(stage.module for stage in STAGES)]
+    modules += [f"experiments.bench.gpu.kernels_{family}" for family in FAMILIES]
+    lines = [
+        "import sys, importlib, os",
+        "os.environ['TRITON_INTERPRET'] = '1'",
+        f"sys.modules |= dict.fromkeys({absent!r})",
+        f"for name in {modules!r}: importlib.import_module(name)",
+        "from experiments.bench.gpu.prompts import mmlu",
+        "print(len(mmlu(32000)[0]))",
+    ]
+    repository = Path(command.__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=repository, capture_output=True, text=True)
+    assert done.stdout == "120\n", done.stderr
 
 
 def test_a_stage_gets_its_share_of_what_is_left() -> None:

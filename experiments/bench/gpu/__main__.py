@@ -141,13 +141,13 @@ def pointed(pointer: Path) -> Path | None:
 def conclude(results: Results, options: argparse.Namespace, console: Console) -> int:
     wrong = results.wrong
     for line in wrong:
-        console.print(f"wrong: {line}", style="red", markup=False, highlight=False)
+        console.print(f"wrong: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
         console.print(REHEARSAL, markup=False)
     for line in [] if options.dry_run else results.missed:
-        console.print(f"missed: {line}", style="yellow", markup=False, highlight=False)
+        console.print(f"missed: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if not options.dry_run or options.out:
-        console.print(f"written to {results.path} and {MARKDOWN}", markup=False, highlight=False)
+        console.print(f"written to {results.path} and {MARKDOWN}", markup=False, highlight=False, soft_wrap=True)
     return 1 if wrong else 0
 
 

@@ -34,7 +34,7 @@ def run_tests(setup: Setup) -> Iterator[Figure]:
     """How many passed. Raises Failed with the names and messages of those that didn't."""
     report = setup.folder / "tests.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "--no-header", "-q", f"--junitxml={report}", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "--no-header", "-vv", f"--junitxml={report}", "-p", "no:cacheprovider"]
     # A rehearsal shows that the tests are found, collected and run; all of them run in `make test`.
     command += [*SUITES, "--deselect=" + LEFT_OUT[0]] if not setup.rehearsal else ["tests/gpu"]
     if not setup.rehearsal and find_spec("xdist") is not None:
@@ -46,8 +46,12 @@ def run_tests(setup: Setup) -> Iterator[Figure]:
             command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=left, check=False
         )
     except subprocess.TimeoutExpired as error:
-        output = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else str(error.stdout)
-        raise Failed(f"not done after {left:.0f} s; the last of its output:\n{output[-2000:]}") from None
+        output = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
+        yield Figure(name="tests passed before the time was up", value=output.count("PASSED"), unit="tests")
+        failed = [line for line in output.splitlines() if "FAILED" in line or "ERROR" in line]
+        raise Failed(
+            "\n".join([*failed, f"not done after {left:.0f} s; the last of the output:", output[-TAIL:]])
+        ) from None
     counts, failures = read_report(report)
     report.unlink(missing_ok=True)
     if counts is None:

@@ -44,7 +44,7 @@ class Compared(NamedTuple):
 
 def cases(setup: Setup) -> Iterator[Case]:
     config = setup.pick(SHAPES["llama-110m"], ours.REHEARSED)
-    n, longest, new_tokens = setup.pick((16, 200, 48), (3, 20, 3))
+    n, longest, new_tokens = setup.pick((16, 200, 48), (2, 8, 2))
     given = ragged(n, longest, config.vocab_size)
     reference = CpuReference(config, given, new_tokens)
     for dtype in NEAR_TIE:

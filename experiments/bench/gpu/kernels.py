@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from experiments.bench.gpu.case import Case, Setup
+from experiments.bench.gpu.figure import Figure
 
 FAMILIES = ("attention", "shared", "elementwise", "sampling", "fixed", "products")
 """`kernels_<family>.py` each, what matters most first."""
@@ -23,7 +24,7 @@ def family_cases(family: str, setup: Setup) -> Iterator[Case]:
     except ImportError as error:
         reason = error
 
-        def missing() -> list[Case]:
+        def missing() -> list[Figure]:
             raise reason
 
         yield Case(family, missing)

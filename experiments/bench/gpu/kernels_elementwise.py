@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -43,7 +44,7 @@ def plans(setup: Setup) -> Iterator[Plan]:
     for kv_heads in (heads, max(1, heads // 4)):
         yield Plan(
             f"rope_and_store, {tokens} tokens, heads {heads}/{kv_heads}, bf16",
-            lambda kv_heads=kv_heads: rope_job(setup, tokens, heads, kv_heads, head_dim, BF16),
+            partial(rope_job, setup, tokens, heads, kv_heads, head_dim, BF16),
             rope.work(tokens, heads, kv_heads, head_dim),
             TARGET,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from engine.kernels.attention_shared_prefix import attention_shared_prefix, plan_shared_prefixes
 
 from engine.kernels import attention_decode as decode
+from engine.kernels.attention_shared_prefix import attention_shared_prefix, plan_shared_prefixes
 from engine.kernels.paged import Rows, SharedPrefixes
 from engine.kernels.roofline import Work, floor_s
 from engine.kernels.tiles import current_gpu
@@ -38,11 +38,12 @@ class Plan(NamedTuple):
 
 
 def plans(setup: Setup) -> Iterator[Plan]:
-    branches, prefix, own = setup.pick((64, 4096, 128), (4, 32, 8))
+    branches, prefix, own = setup.pick((64, 4096, 128), (2, 32, 8))
     heads, kv_heads, head_dim = setup.pick((32, 8, 128), (4, 2, 32))
     yield Plan(Shape(heads, heads, head_dim), branches, prefix, own, TARGET)
     yield Plan(Shape(heads, kv_heads, head_dim), branches, prefix, own, None)
-    yield Plan(Shape(heads, heads, head_dim), setup.pick(8, 2), prefix, own, None)
+    if not setup.rehearsal:
+        yield Plan(Shape(heads, heads, head_dim), 8, prefix, own, None)
 
 
 def compare(plan: Plan, setup: Setup) -> Iterable[Figure]:
@@ -85,9 +86,9 @@ def calls(plan: Plan, setup: Setup) -> Pair:
         processors=current_gpu().processors,
         kv_heads=plan.shape.kv_heads,
     )
-    groups = SharedPrefixes(
-        *(torch.from_numpy(x).to(setup.device) if isinstance(x, np.ndarray) else x for x in planned)
-    )
+    arrays = {name: array for name, array in planned._asdict().items() if isinstance(array, np.ndarray)}
+    there: dict[str, Any] = {name: torch.from_numpy(array).to(setup.device) for name, array in arrays.items()}
+    groups = SharedPrefixes(**there, max_parts=planned.max_parts)
 
     def shared() -> object:
         parts = attention_shared_prefix(given.q, given.kv, given.rows, groups)

@@ -120,9 +120,9 @@ def decoding(
 ) -> Iterator[tuple[Engine, list[Request]]]:
     """An engine whose next `steps` steps decode one token of each prompt's request, and do nothing else."""
     engine = Engine(executor, None, config)
-    params = SamplingParams(max_tokens=steps + WARM_STEPS + 4, temperature=0.0, ignore_eos=True)
+    params = SamplingParams(max_tokens=steps + WARM_TOKENS + 4, temperature=0.0, ignore_eos=True)
     requests = [request for prompt in prompts for request in engine.add(prompt, params)]
-    while any(request.output_tokens < WARM_STEPS and not request.finished for request in requests):
+    while any(request.output_tokens < WARM_TOKENS and not request.finished for request in requests):
         engine.step()
     raise_if_failed(requests)
     try:
@@ -149,8 +149,8 @@ def decode(executor: CudaExecutor, config: EngineConfig, prompts: Sequence[Token
     return Decoded(each[len(each) // 2], (times[-1] - times[0]) / steps, context)
 
 
-WARM_STEPS = 4
-"""Decode steps that come before the first one that counts."""
+WARM_TOKENS = 3
+"""Of each request, before the first step that counts."""
 
 
 def raise_if_failed(requests: Sequence[Request]) -> None:

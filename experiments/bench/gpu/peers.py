@@ -42,7 +42,7 @@ def cases(setup: Setup) -> Iterator[Case]:
 
 def make_loads(bench: Bench) -> list[Load]:
     mmlu, what = bench.mmlu_prompts()
-    n, tokens, new = bench.setup.pick((32, 512, 64), (2, 12, 2))
+    n, tokens, new = bench.setup.pick((32, 512, 64), (2, 6, 2))
     loads = [Load(f"{what}, {k} new", mmlu, k) for k in bench.setup.pick((1, 32), (1,))]
     return [*loads, Load(f"{n} prompts of {tokens}, {new} new", bench.prompts(n, tokens, seed=9), new)]
 

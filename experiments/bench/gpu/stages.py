@@ -69,7 +69,9 @@ def _run_case(stage: str, case: Case, results: Results, console: Console) -> Non
         for figure in case.run():
             results.add(stage, figure)
             missed = figure.met is False and not results.content.get("rehearsal")
-            console.print("  " + figure.line(), style="yellow" if missed else None, markup=False, highlight=False)
+            console.print(
+                "  " + figure.line(), style="yellow" if missed else None, markup=False, highlight=False, soft_wrap=True
+            )
     except Failed as error:
         _failed(stage, case.name, str(error), results, console)
     except Exception:
@@ -78,4 +80,6 @@ def _run_case(stage: str, case: Case, results: Results, console: Console) -> Non
 
 def _failed(stage: str, case: str, why: str, results: Results, console: Console) -> None:
     results.failed(stage, case, why)
-    console.print(f"  failed: {case}: {why.strip().splitlines()[-1]}", style="red", markup=False, highlight=False)
+    console.print(
+        f"  failed: {case}: {why.strip().splitlines()[-1]}", style="red", markup=False, highlight=False, soft_wrap=True
+    )

@@ -19,6 +19,7 @@ NO_END = -1
 """End-of-sequence id that no token has."""
 BLOCK_TOKENS = 256
 """transformers' own size of a page."""
+SPARE_BLOCKS = 8
 
 
 class PeerRun(NamedTuple):
@@ -83,13 +84,15 @@ def weight_of(projection: Any) -> Tensor:
 def serving(peer: Any, prompts: Sequence[Tokens], new_tokens: int, max_batch_tokens: int) -> Iterator[Serve]:
     """serve(prompts, new_tokens) -> PeerRun, with one pool and one set of graphs for all calls.
 
-    prompts, new_tokens: the largest of the calls to come; its KV pool has room for twice that.
+    prompts, new_tokens: the largest of the calls to come; all of them fit into its KV pool at once.
     """
     from transformers import GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
     blocks = sum(-(-(len(prompt) + new_tokens) // BLOCK_TOKENS) for prompt in prompts)
-    batching = ContinuousBatchingConfig(num_blocks=2 * blocks, max_batch_tokens=max_batch_tokens)
+    batching = ContinuousBatchingConfig(
+        num_blocks=blocks + blocks // 4 + SPARE_BLOCKS, max_batch_tokens=max_batch_tokens
+    )
 
     def serve(prompts: Sequence[Tokens], new_tokens: int) -> PeerRun:
         generation = GenerationConfig(
@@ -111,7 +114,7 @@ def serving(peer: Any, prompts: Sequence[Tokens], new_tokens: int, max_batch_tok
         return PeerRun(seconds, whole, [list(answer.generated_tokens) for answer in found])
 
     for name in ("transformers", "ContinuousBatchingLogger"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield serve
     finally:
