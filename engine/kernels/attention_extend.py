@@ -268,17 +268,36 @@ BLOCKS_M = (16, 32, 64, 128)
 
 
 def _default(capability: int, shape: Shape) -> Tile:
-    return _tile(128, 64, 8, 3)
+    """The largest that keeps everything in registers. An 8-bit pool is widened in registers and needs more of them."""
+    head_dim, narrow = int(shape["head_dim"]), shape["kv"] != shape["dtype"]
+    if shape["dtype"] == "float32":  # without matrix units
+        return _tile(32, 32, 4, 2) if head_dim <= 128 else _tile(32, 16, 4, 2)
+    if 100 <= capability < 120:
+        return _tile(128, 64, 8, 3) if head_dim <= 128 else _tile(64, 32, 8, 2)
+    if 90 <= capability < 100:
+        if head_dim <= 64 or (head_dim <= 128 and narrow):
+            return _tile(128, 64, 8, 3)
+        if head_dim <= 128:
+            return _tile(128, 128, 8, 3)
+        return _tile(64, 32, 8, 3) if narrow else _tile(64, 64, 8, 2)
+    if head_dim <= 64:
+        return _tile(64, 64, 4, 3)
+    if head_dim <= 128:
+        return _tile(64, 16, 4, 3) if narrow else _tile(64, 32, 4, 3)
+    return _tile(64, 32, 8, 2)
 
 
 def _candidates(capability: int, shape: Shape) -> list[Tile]:
+    """All of the default's height, for that is what the items of a batch are cut for."""
+    default = _default(capability, shape)
+    block_m = default.constants["BLOCK_M"]
     tiles = [
         _tile(block_m, block_n, warps, stages)
-        for block_m, warps in ((64, 4), (128, 4), (128, 8))
-        for block_n in (32, 64, 128)
-        for stages in (2, 3)
+        for block_n in (16, 32, 64, 128)
+        for warps in (4, 8)
+        for stages in (2, 3, 4)
+        if shape["dtype"] != "float32" or (block_n <= 32 and stages == 2)
     ]
-    default = _default(capability, shape)
     return [default, *(tile for tile in tiles if tile != default)]
 
 

@@ -289,7 +289,17 @@ def _shape(head_dim: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> Shape:
 
 
 def _default(capability: int, shape: Shape) -> Tile:
-    return _tile(64, 64, 4, 3)
+    """The largest that keeps both accumulators in registers."""
+    head_dim, narrow = int(shape["head_dim"]), shape["kv"] != shape["dtype"]
+    if shape["dtype"] == "float32":  # without matrix units
+        return _tile(32, 32, 4, 2) if head_dim <= 128 else _tile(16, 16, 4, 2)
+    if 90 <= capability < 120:
+        if head_dim <= 128:
+            return _tile(64, 64 if head_dim <= 64 else 32, 4, 3)
+        return _tile(64, 16, 8, 3) if narrow else _tile(64, 32, 8, 2)
+    if head_dim <= 128:
+        return _tile(64, 32, 4, 3) if head_dim <= 64 else _tile(64, 32, 8, 2)
+    return _tile(32, 32, 8, 2)
 
 
 def _tile(block_m: int, block_n: int, warps: int, stages: int, split: int = 512) -> Tile:

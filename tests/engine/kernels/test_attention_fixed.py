@@ -244,7 +244,8 @@ def test_splits_go_side_by_side_only_where_processors_would_idle() -> None:
             dtype=torch.bfloat16,
             device=torch.device("meta"),
         )
-        items = ExtendItems(*(torch.empty(n_rows, dtype=torch.int32, device="meta") for _ in range(2)), 1)
+        of_rows = torch.empty(n_rows, dtype=torch.int32, device="meta")
+        items = ExtendItems(of_rows, of_rows, 1)
         with target(Gpu("", 90, 132)), recording() as launched:
             attention_fixed_split(batch.q, batch.kv, batch.rows, items, max_keys=max_keys)
         return len(launched)
