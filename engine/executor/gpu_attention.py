@@ -100,21 +100,22 @@ class Layout:
         if n:
             arrays = _rows(stage, 0, n)
             items = plan_extend(np.diff(arrays["first"]), self.block, arrays["n_keys"])
-            arrays["item_row"], arrays["item_first"] = items
+            arrays["extend_row"], arrays["extend_first"] = items
             several = self._with_shared(arrays, in_several)
         if n < n_rows:
             single = self._with_shared(_rows(stage, n, n_rows), in_single)
         return HostParts(int(stage.first[n]), several, single)
 
-    def padded(
-        self, stage: Stage, groups: Sequence[PrefixGroup], n_rows: int, max_keys: int, *, shares: bool
-    ) -> HostParts:
-        """The same for rows of one query, of which the first `n_rows` count, in arrays of fixed lengths."""
+    def padded(self, stage: Stage, groups: Sequence[PrefixGroup], max_keys: int, *, shares: bool) -> HostParts:
+        """The same for rows of one query, in arrays of fixed lengths. Rows without keys are padding.
+
+        shares: room for shared prefixes, though there are none.
+        """
         n = len(stage.n_keys)
         arrays = _rows(stage, 0, n)
         if self.deterministic:
-            arrays["item_row"] = np.where(np.arange(n) < n_rows, np.arange(n), -1).astype(np.int32)
-            arrays["item_first"] = np.zeros(n, np.int32)
+            arrays["extend_row"] = np.arange(n, dtype=np.int32)
+            arrays["extend_first"] = np.zeros(n, np.int32)
             return HostParts(n, HostPart(arrays, 0, max_keys), None)
         worth = self._worth(shared_queries(stage, groups)[1]) if groups and self.shares else []
         if not worth and not shares:
@@ -173,8 +174,8 @@ class Layout:
                 return None
             arrays = {key: there[f"{name}.{which}.{key}"] for key in host.arrays}
             rows = Rows(tables, arrays["table"], arrays["n_keys"], arrays["first"])
-            has_items = "item_row" in arrays
-            items = ExtendItems(arrays["item_row"], arrays["item_first"], self.block) if has_items else None
+            has_items = "extend_row" in arrays
+            items = ExtendItems(arrays["extend_row"], arrays["extend_first"], self.block) if has_items else None
             shared = None
             if host.max_parts:
                 shared = SharedPrefixes(**{key: arrays[key] for key in SHARED}, max_parts=host.max_parts)

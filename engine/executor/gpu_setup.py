@@ -125,6 +125,8 @@ def busiest_step(executor: CudaExecutor, n_tokens: int, max_running: int) -> Non
         rows.append(_row(executor, 0, min(left, longest)))
         left -= longest
     executor.collect(executor.sample(executor.launch(Batch(0, tuple(rows)))))
+    for row in rows:
+        row.request.status = Status.FINISHED
 
 
 def _row(executor: CudaExecutor, start: int, n_new: int) -> Row:

@@ -94,11 +94,10 @@ def padded_decode(
     max_keys: no row will ever have more. shares: make room for shared prefixes though there are none.
     """
     stage = plan.stage
-    rows = len(stage.rows)
     padded = Stage(
         stage.rows, np.arange(n + 1, dtype=np.int32), _filled(stage.table, n), _filled(stage.n_keys, n), n_several=0
     )
-    parts = layout.padded(padded, groups, rows, max_keys, shares=shares)
+    parts = layout.padded(padded, groups, max_keys, shares=shares)
     arrays: Arrays = {
         "tokens": _filled(plan.tokens, n),
         "positions": _filled(plan.positions, n),

@@ -1,6 +1,7 @@
 """What the device remembers of each running request: its pages, and the token that was last sampled for it.
 
-A request keeps its row of the tables as long as it runs. A step uploads only the pages that the device doesn't have.
+A request keeps its table as long as it runs, unless others need one while it isn't in their step and no token of it is
+under way. A step uploads only the pages that the device doesn't have.
 """
 
 from __future__ import annotations
@@ -82,11 +83,13 @@ class Tables:
 
     def _take_table(self, wanted: Sequence[Request]) -> int:
         if not self._free:
-            kept = set(wanted)
-            gone = [r for r in self._entries if r.status is not Status.RUNNING and r not in kept]
-            self._free = [self._entries.pop(request).table for request in gone]
+            others = self._entries.keys() - set(wanted)
+            gone = [r for r in others if r.status is not Status.RUNNING] or [r for r in others if not r.n_pending]
+            self._free = sorted((self._entries.pop(request).table for request in gone), reverse=True)
         if not self._free:
-            raise ValueError(f"more than {len(self.pages)} requests run at once: raise max_running of the executor")
+            raise ValueError(
+                f"a step has more rows than the {len(self.pages)} page tables: give the executor a larger max_running"
+            )
         return self._free.pop()
 
 

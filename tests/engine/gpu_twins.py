@@ -117,9 +117,7 @@ class Driver:
         batch = Batch(0, tuple(Row(r, a, b - a, sample=b == r.n_tokens) for r, a, b in rows), tuple(groups))
         return self.executor.launch(batch)
 
-    def logits(
-        self, rows: Sequence[tuple[Request, int, int]], groups: Sequence[PrefixGroup] = ()
-    ) -> list[Tensor]:
+    def logits(self, rows: Sequence[tuple[Request, int, int]], groups: Sequence[PrefixGroup] = ()) -> list[Tensor]:
         """Those that each row of the batch wants, on the host."""
         pending = self.launch(rows, groups)
         return [pending.row_logits(i).cpu().clone() for i in range(len(rows))]

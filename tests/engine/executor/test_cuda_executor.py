@@ -148,7 +148,9 @@ def test_rows_read_pages_that_others_write_in_the_same_step(twins: Twins) -> Non
         alone = Driver(cuda_executor(twins.gpu, n_pages=100))
         expected = [alone.logits([(alone.request(r.key.tolist()), 0, r.n_tokens)])[0] for r in (second, first)]
         for groups in ([], [PrefixGroup((0, 1), 32)]):
-            found = driver.logits([(second, 32, 41), (first, 0, 37)] if not groups else [(second, 32, 41), (first, 32, 37)], groups)
+            found = driver.logits(
+                [(second, 32, 41), (first, 0, 37)] if not groups else [(second, 32, 41), (first, 32, 37)], groups
+            )
             for ours, theirs in zip(found, expected, strict=True):
                 assert torch.allclose(ours, theirs, atol=1e-4)
 

@@ -104,8 +104,20 @@ def test_tables_of_requests_that_run_no_more_are_used_again() -> None:
     plan = make_plan([Row(newcomer, 0, 8, False), Row(first[0], 7, 1, False)], there)
     assert plan.stage.table[0] == taken[1]
     assert len(plan.changes.at) == 8
-    with pytest.raises(ValueError, match="more than 3 requests"):
-        make_plan([Row(request(8, 10), 0, 8, False)], there)
+    # others run, but none of their tokens is under way: they'll be uploaded anew
+    stranger = request(8, 10)
+    assert make_plan([Row(stranger, 0, 8, False)], there).stage.table[0] in taken
+    assert len(make_plan([Row(newcomer, 7, 1, False)], there).changes.at) == 8
+
+
+def test_a_table_with_a_token_under_way_is_never_given_away() -> None:
+    there = tables(n_tables=2)
+    first = [request(8, i) for i in range(2)]
+    make_plan([Row(r, 0, 8, True) for r in first], there)
+    for r in first:
+        r.n_pending = 1
+    with pytest.raises(ValueError, match=r"more rows than the 2 page tables.*max_running"):
+        make_plan([Row(request(8, 9), 0, 8, False)], there)
 
 
 def test_what_a_failed_step_may_not_have_uploaded_is_uploaded_again() -> None:
