@@ -32,25 +32,26 @@ def new_tokens(real: bool) -> int:
     return 24 if real else 2
 
 
-def test_graph_replay_equals_eager_bit_for_bit(server: Server, prompts: list[Tokens], new_tokens: int) -> None:
-    graphs = server.serve(prompts, new_tokens, cuda_graphs=True)
-    eager = server.serve(prompts, new_tokens, cuda_graphs=False)
-    assert [answer.tokens for answer in graphs.answers] == [answer.tokens for answer in eager.answers]
-    assert [answer.logprobs for answer in graphs.answers] == [answer.logprobs for answer in eager.answers]
+def test_graphs_give_the_bits_of_plain_launches(server: Server, prompts: list[Tokens], new_tokens: int) -> None:
+    """In deterministic mode: else a graph's padding may change how a library's product rounds."""
+    graphs, eager = (
+        server.serve(prompts, new_tokens, cuda_graphs=cuda_graphs, deterministic=True) for cuda_graphs in (True, False)
+    )
+    assert graphs.answers == eager.answers
 
 
-def test_a_graph_serves_batches_of_every_size(server: Server, prompts: list[Tokens], real: bool) -> None:
+def test_graphs_serve_batches_of_every_size(server: Server, prompts: list[Tokens]) -> None:
     """Requests that end one after another take the batch down through all sizes of the ladder."""
     lengths = range(2, 2 + len(prompts))
-    engine = server.engine(cuda_graphs=True)
+    engine = server.engine(dtype="float32", cuda_graphs=True)
     alone = [server.serve([prompt], n, engine=engine).answers[0] for prompt, n in zip(prompts, lengths, strict=True)]
     engine.flush_cache()
     requests = []
     for prompt, n in zip(prompts, lengths, strict=True):
         requests += engine.add(prompt, SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=True))
     engine.run()
-    equal = sum(list(request.output) == answer.tokens for request, answer in zip(requests, alone, strict=True))
-    assert equal >= len(prompts) - 2, "outputs in a batch and alone may part at near-ties, not in most requests"
+    equal = [list(request.output) == answer.tokens for request, answer in zip(requests, alone, strict=True)]
+    assert sum(equal) >= len(prompts) - 1, "in float32 a near-tie between a batch and alone is rare"
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -156,7 +157,7 @@ def test_too_little_memory_for_a_step_makes_it_smaller(server: Server, real: boo
     if not real:
         pytest.skip("the CPU's memory isn't filled up for a test")
     prompts = ragged(server.shape.vocab_size, [1000] * 8, seed=4)
-    engine = server.engine(max_batch_tokens=8192, cuda_graphs=False)
+    engine = server.engine(dtype="float32", max_batch_tokens=8192, cuda_graphs=False)
     expected = server.serve(prompts, 4, engine=engine)
     engine.flush_cache()
     torch.cuda.empty_cache()
@@ -167,7 +168,8 @@ def test_too_little_memory_for_a_step_makes_it_smaller(server: Server, real: boo
     finally:
         del ballast
         torch.cuda.empty_cache()
-    equal = sum(a.tokens[0] == b.tokens[0] for a, b in zip(expected.answers, found.answers, strict=True))
+    assert engine.executor.max_tokens is not None, "the memory was enough after all: nothing was tested"
+    equal = sum(a.tokens == b.tokens for a, b in zip(expected.answers, found.answers, strict=True))
     assert equal >= 7, "smaller products round otherwise: a near-tie may fall the other way"
 
 
