@@ -100,8 +100,8 @@ def _extend(
     if row < 0:
         return
     kv_head, query, head, exists, position, position_0, end = tile_rows(
-        row, tl.load(item_first_ptr + item), tl.program_id(0) % head_blocks, n_keys_ptr, first_ptr,
-        ITEM_TOKENS, GROUP, PACK, BLOCK_M,
+        tl.arange(0, BLOCK_M), row, tl.load(item_first_ptr + item), tl.program_id(0) % head_blocks,
+        n_keys_ptr, first_ptr, ITEM_TOKENS, GROUP, PACK,
     )  # fmt: skip
     table_ptr = tables_ptr + tl.load(table_ptr + row).to(tl.int64) * tables_stride
     k_ptr += kv_head.to(tl.int64) * kv_stride
@@ -271,9 +271,9 @@ def _default(capability: int, shape: Shape) -> Tile:
     """The largest that keeps everything in registers. An 8-bit pool is widened in registers and needs more of them."""
     head_dim, narrow = int(shape["head_dim"]), shape["kv"] != shape["dtype"]
     if shape["dtype"] == "float32":  # without matrix units
-        return _tile(32, 32, 4, 2) if head_dim <= 128 else _tile(32, 16, 4, 2)
+        return _tile(32, 16, 8, 2) if head_dim <= 128 else _tile(16, 16, 4, 2)
     if 100 <= capability < 120:
-        return _tile(128, 64, 8, 3) if head_dim <= 128 else _tile(64, 32, 8, 2)
+        return _tile(128, 64, 8, 2 if head_dim <= 64 else 3) if head_dim <= 128 else _tile(64, 32, 8, 2)
     if 90 <= capability < 100:
         if head_dim <= 64 or (head_dim <= 128 and narrow):
             return _tile(128, 64, 8, 3)

@@ -50,6 +50,9 @@ __all__ = ["attention_fixed_split", "attention_fixed_split_reference", "fixed_bl
 PROGRAMS_A_PROCESSOR = 4
 """With fewer programs than this the splits are worked on in parallel. It changes time, never bits."""
 
+MERGE_M = 16
+"""Rows of a tile that a program of the merge takes."""
+
 
 def fixed_block(head_dim: int, dtype: torch.dtype, group: int, kv_dtype: torch.dtype | None = None) -> int:
     """Tokens of a row per item, for `plan_extend`. kv_dtype None: dtype."""
@@ -69,17 +72,16 @@ def _merge(top, total, acc, split_top, split_total, split_acc):
 
 
 @triton.jit
-def _visible_range(position, position_0, end, window, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
-    """low [m] of each query and the scalars begin, full_from, full_to of `walk_visible` for a tile."""
-    low = position * 0
+def _visible_range(position_0, end, window, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
+    """begin, full_from, full_to of `walk_visible` for a tile with queries at position_0 .. end."""
     begin = 0 * end
     full_from = 0 * end
     full_to = (position_0 + 1) // BLOCK_N * BLOCK_N
     if WINDOW:
-        low = tl.maximum(low, position - window + 1)
-        begin = tl.min(low, 0) // BLOCK_N * BLOCK_N
-        full_from = tl.minimum((tl.max(low, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N, full_to)
-    return low, begin, full_from, full_to
+        begin = tl.maximum(position_0 + 1 - window, 0) // BLOCK_N * BLOCK_N
+        full_from = (tl.maximum(end - window, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+        full_from = tl.minimum(full_from, full_to)
+    return begin, full_from, full_to
 
 
 _ARRAYS = ["item_row_ptr", "item_first_ptr", "tables_ptr", "table_ptr", "n_keys_ptr", "first_ptr"]
@@ -104,10 +106,11 @@ def _fixed(
     if row < 0:
         return
     kv_head, query, head, exists, position, position_0, end = tile_rows(
-        row, tl.load(item_first_ptr + item), tl.program_id(0) % head_blocks, n_keys_ptr, first_ptr,
-        ITEM_TOKENS, GROUP, PACK, BLOCK_M,
+        tl.arange(0, BLOCK_M), row, tl.load(item_first_ptr + item), tl.program_id(0) % head_blocks,
+        n_keys_ptr, first_ptr, ITEM_TOKENS, GROUP, PACK,
     )  # fmt: skip
-    low, begin, full_from, full_to = _visible_range(position, position_0, end, window, WINDOW, BLOCK_N)
+    begin, full_from, full_to = _visible_range(position_0, end, window, WINDOW, BLOCK_N)
+    low = position + 1 - window
     table_ptr = tables_ptr + tl.load(table_ptr + row).to(tl.int64) * tables_stride
     k_ptr += kv_head.to(tl.int64) * kv_stride
     v_ptr += kv_head.to(tl.int64) * kv_stride
@@ -159,22 +162,25 @@ def _fixed_merge(
     split_top_ptr, split_total_ptr, split_acc_ptr, out_ptr, item_row_ptr, item_first_ptr, n_keys_ptr, first_ptr,
     n_queries, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, ITEM_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_D: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+    MERGE_M: tl.constexpr,
 ):  # fmt: skip
+    """Rows program_id(1) * MERGE_M .. of an item's tile."""
     head_blocks: tl.constexpr = HEADS // GROUP * ((GROUP + PACK - 1) // PACK)
     item = tl.program_id(0) // head_blocks
     row = tl.load(item_row_ptr + item)
     if row < 0:
         return
-    _, query, head, exists, position, position_0, end = tile_rows(
-        row, tl.load(item_first_ptr + item), tl.program_id(0) % head_blocks, n_keys_ptr, first_ptr,
-        ITEM_TOKENS, GROUP, PACK, BLOCK_M,
+    _, query, head, exists, _, position_0, end = tile_rows(
+        tl.program_id(1) * MERGE_M + tl.arange(0, MERGE_M), row, tl.load(item_first_ptr + item),
+        tl.program_id(0) % head_blocks, n_keys_ptr, first_ptr, ITEM_TOKENS, GROUP, PACK,
     )  # fmt: skip
-    _, begin, _, _ = _visible_range(position, position_0, end, window, WINDOW, BLOCK_N)
-    top = tl.full([BLOCK_M], LEAST, tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if position_0 + tl.program_id(1) * MERGE_M // PACK >= end:
+        return
+    begin, _, _ = _visible_range(position_0, end, window, WINDOW, BLOCK_N)
+    top = tl.full([MERGE_M], LEAST, tl.float32)
+    total = tl.zeros([MERGE_M], tl.float32)
+    acc = tl.zeros([MERGE_M, BLOCK_D], tl.float32)
     for split in range(0, (end + SPLIT - 1) // SPLIT - begin // SPLIT):
         at = query + split * n_queries
         split_top = tl.load(split_top_ptr + at.to(tl.int64) * HEADS + head, mask=exists, other=LEAST)
@@ -257,9 +263,9 @@ def attention_fixed_split(
     if parallel:
         launch(
             _fixed_merge,
-            (programs,),
+            (programs, -(-block_m // MERGE_M)),
             *(tops, totals, accs, out, items.row, items.first, rows.n_keys, rows.first, n_queries, window),
-            tile=tile,
+            tile=Tile({**tile.constants, "MERGE_M": MERGE_M}, 4, 2),
             **constants,
         )
     return out
@@ -292,13 +298,17 @@ def _default(capability: int, shape: Shape) -> Tile:
     """The largest that keeps both accumulators in registers."""
     head_dim, narrow = int(shape["head_dim"]), shape["kv"] != shape["dtype"]
     if shape["dtype"] == "float32":  # without matrix units
-        return _tile(32, 32, 4, 2) if head_dim <= 128 else _tile(16, 16, 4, 2)
+        if head_dim <= 128:
+            return _tile(32, 16, 8, 1 if capability in (86, 89) else 2)
+        return _tile(16, 16, 8, 1)
     if 90 <= capability < 120:
         if head_dim <= 128:
             return _tile(64, 64 if head_dim <= 64 else 32, 4, 3)
-        return _tile(64, 16, 8, 3) if narrow else _tile(64, 32, 8, 2)
+        if capability >= 100:
+            return _tile(64, 16, 8, 3) if narrow else _tile(64, 32, 8, 1)
+        return _tile(64, 16, 8, 1) if narrow else _tile(64, 32, 8, 2)
     if head_dim <= 128:
-        return _tile(64, 32, 4, 3) if head_dim <= 64 else _tile(64, 32, 8, 2)
+        return _tile(64, 32, 4, 3) if head_dim <= 64 else _tile(64, 32, 8, 3)
     return _tile(32, 32, 8, 2)
 
 

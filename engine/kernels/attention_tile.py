@@ -147,10 +147,10 @@ def walk_visible(
 
 @triton.jit
 def tile_rows(
-    row, token_0, head_block, n_keys_ptr, first_ptr,
-    ITEM_TOKENS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, BLOCK_M: tl.constexpr,
+    m, row, token_0, head_block, n_keys_ptr, first_ptr,
+    ITEM_TOKENS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr,
 ):  # fmt: skip
-    """Whom the rows of a tile belong to, which begins at query token_0 of a row of the batch.
+    """Whom the rows m of a tile belong to, which begins at query token_0 of a row of the batch.
 
     Returns kv head, query [m] (packed), head [m], whether they exist [m], position [m] (rows that don't exist borrow
     query and position of the last one), the position of the tile's first query and one past that of its last.
@@ -159,7 +159,6 @@ def tile_rows(
     first = tl.load(first_ptr + row)
     n_queries = tl.load(first_ptr + row + 1) - first
     position_0 = tl.load(n_keys_ptr + row) - n_queries
-    m = tl.arange(0, BLOCK_M)
     in_group = head_block % HEAD_BLOCKS * PACK + m % PACK
     token = token_0 + m // PACK
     n_tokens = tl.minimum(n_queries, token_0 + ITEM_TOKENS)
