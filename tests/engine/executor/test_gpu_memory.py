@@ -121,3 +121,25 @@ def test_a_piece_keeps_the_groups_that_have_two_rows_left() -> None:
     assert rest.of == (2, 3)
     assert rest.groups(groups) == []
     assert piece([1, 1, 1, 1]).groups(groups) == groups
+
+
+def test_what_the_busiest_steps_take_is_left_beside_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measuring itself, over a GPU whose counters are made up: 3 MiB a step, 100 MiB of 256 in use."""
+    model = gpu_model(replace(SMALL, n_layers=1))
+    steps: list[int] = []
+    counters = iter([0, 3 << 20, 0, 1 << 20])
+    monkeypatch.setattr(gpu_setup, "busiest_step", lambda _, n_tokens, __: steps.append(n_tokens))
+    for name, answer in (
+        ("mem_get_info", lambda *_: (156 << 20, 256 << 20)),
+        ("memory_reserved", lambda *_: next(counters)),
+        ("max_memory_reserved", lambda *_: next(counters)),
+        ("get_device_name", lambda *_: "NVIDIA Test"),
+        *((name, lambda *_: None) for name in ("empty_cache", "reset_peak_memory_stats", "synchronize")),
+    ):
+        monkeypatch.setattr(torch.cuda, name, answer)
+    config = EngineConfig(max_batch_tokens=40, max_running=3, page_size=4, memory_fraction=0.5)
+    found = gpu_setup._pages(model, config, DEVICE, None)
+    assert steps == [40, 3]
+    graphs = (1 << 20) + 2 * 3 * gpu_setup.GRAPH_BYTES
+    left = (128 << 20) - (100 << 20) - (3 << 20) - graphs
+    assert found == left // (4 * bytes_per_token(model.config, torch.float32)) > 0
