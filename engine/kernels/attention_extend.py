@@ -271,7 +271,9 @@ def _default(capability: int, shape: Shape) -> Tile:
     """The largest that keeps everything in registers. An 8-bit pool is widened in registers and needs more of them."""
     head_dim, narrow = int(shape["head_dim"]), shape["kv"] != shape["dtype"]
     if shape["dtype"] == "float32":  # without matrix units
-        return _tile(32, 16, 8, 2) if head_dim <= 128 else _tile(16, 16, 4, 2)
+        if head_dim <= 128:
+            return _tile(32, 32, 4, 2) if capability < 90 else _tile(32, 16, 8, 2)
+        return _tile(16, 16, 4, 2)
     if 100 <= capability < 120:
         return _tile(128, 64, 8, 2 if head_dim <= 64 else 3) if head_dim <= 128 else _tile(64, 32, 8, 2)
     if 90 <= capability < 100:

@@ -299,13 +299,15 @@ def _default(capability: int, shape: Shape) -> Tile:
     head_dim, narrow = int(shape["head_dim"]), shape["kv"] != shape["dtype"]
     if shape["dtype"] == "float32":  # without matrix units
         if head_dim <= 128:
-            return _tile(32, 16, 8, 1 if capability in (86, 89) else 2)
+            return _tile(16, 16, 4, 1) if capability in (86, 89) else _tile(32, 16, 8, 2)
         return _tile(16, 16, 8, 1)
-    if 90 <= capability < 120:
+    if 100 <= capability < 120:
         if head_dim <= 128:
-            return _tile(64, 64 if head_dim <= 64 else 32, 4, 3)
-        if capability >= 100:
-            return _tile(64, 16, 8, 3) if narrow else _tile(64, 32, 8, 1)
+            return _tile(64, 64, 4, 3) if head_dim <= 64 else _tile(64, 32, 8, 2)
+        return _tile(64, 16, 8, 3) if narrow else _tile(64, 32, 8, 1)
+    if 90 <= capability < 100:
+        if head_dim <= 128:
+            return _tile(64, 64, 4, 3) if head_dim <= 64 else _tile(64, 32, 4, 3)
         return _tile(64, 16, 8, 1) if narrow else _tile(64, 32, 8, 2)
     if head_dim <= 128:
         return _tile(64, 32, 4, 3) if head_dim <= 64 else _tile(64, 32, 8, 3)
