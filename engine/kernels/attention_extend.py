@@ -277,11 +277,9 @@ def _default(capability: int, shape: Shape) -> Tile:
     if 100 <= capability < 120:
         return _tile(128, 64, 8, 2 if head_dim <= 64 else 3) if head_dim <= 128 else _tile(64, 32, 8, 2)
     if 90 <= capability < 100:
-        if head_dim <= 64 or (head_dim <= 128 and narrow):
-            return _tile(128, 64, 8, 3)
         if head_dim <= 128:
-            return _tile(128, 128, 8, 3)
-        return _tile(64, 32, 8, 3) if narrow else _tile(64, 64, 8, 2)
+            return _tile(128, 64, 8, 3)
+        return _tile(64, 16, 8, 3) if narrow else _tile(64, 64, 8, 2)
     if head_dim <= 64:
         return _tile(64, 64, 4, 3)
     if head_dim <= 128:
