@@ -56,14 +56,16 @@ def row(texts: Iterable[str]) -> str:
 
 def page(findings: Iterable[Finding]) -> str:
     """The page, from findings of all kernel files in their order."""
-    chips = ", ".join(f"sm_{capability} ({chip.example})" for capability, chip in CHIPS.items())
+    findings = list(findings)
+    chips = [f"sm_{chip} ({CHIPS[chip].example})" for chip in sorted({found.capability for found in findings})]
     lines = [
         TITLE,
         "",
-        f"{VERSION}{triton.__version__} with the default tiles, not run: {chips}.",
-        "Written by `python -m engine.kernels.inspect --write`. Counts are of instructions in the code, loops once:",
-        "matrix products, asynchronous copies from device to shared memory, loads and stores by width.",
-        "`blocks` is how many programs one processor holds at once. Cases with the same code share a row.",
+        f"{VERSION}{triton.__version__} with the default tiles for {', '.join(chips)}; not run.",
+        "Written by `python -m engine.kernels.inspect --write`. Instructions are counted in the code, loops once:",
+        "matrix products, asynchronous copies from device to shared memory, accesses to device memory of 16 bytes a",
+        "thread and of less. `blocks` is how many programs one processor holds at once. Cases with the same code share",
+        "a row.",
     ]
     for file, of_file in groupby(findings, lambda found: found.file):
         lines += ["", f"## {file}", "", row(COLUMNS), row("---" for _ in COLUMNS), *table_rows(of_file)]

@@ -25,6 +25,8 @@ from engine.kernels.compiled_table import COLUMNS, cells, page, table_rows
 from engine.kernels.inspection import Finding, inspect
 
 WRITTEN_CHIPS = (80, 86, 90, 100)
+LEGIBLE = 200
+"""Characters of a row."""
 PAGE = Path(__file__).parents[2] / "docs" / "kernels_compiled.md"
 
 
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(as_json(findings), indent=1), encoding="utf-8")
     else:
-        Console().print(_table(findings))
+        Console(width=max(Console().width, LEGIBLE)).print(_table(findings))
     if options.write:
         PAGE.write_text(page(findings), encoding="utf-8")
     return _verdict(findings)

@@ -6,6 +6,8 @@ Read with `cuobjdump` and `nvdisasm`, which Triton's package carries; neither ne
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import re
 import subprocess
 import tempfile
@@ -14,10 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import triton
+from triton.runtime.cache import get_cache_manager
 
 PROGRAMS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX = ("HMMA", "IMMA", "HGMMA", "IGMMA", "QGMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA", "DMMA", "QMMA", "OMMA")
 """HMMA and IMMA: up to sm_89 and small tiles after it; .GMMA: sm_90; UTC.MMA: sm_100."""
+_THIS_FILE = Path(__file__).read_bytes()
+"""Another version of it may count otherwise."""
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
 _WIDE = re.compile(r"\.128\b|\.ENL2\.256\b")
@@ -44,7 +49,16 @@ class Sass(NamedTuple):
 
 @functools.cache
 def read(cubin: bytes) -> Sass:
-    """Of a file with one kernel, as Triton makes them."""
+    """Of a file with one kernel, as Triton makes them. Kept in Triton's cache on disk."""
+    cache = get_cache_manager(hashlib.sha256(_THIS_FILE + cubin).hexdigest())
+    if known := cache.get_file("sass.json"):
+        return Sass(**json.loads(Path(known).read_text(encoding="utf-8")))
+    code = _disassembled(cubin)
+    cache.put(json.dumps(code._asdict()), "sass.json", binary=False)
+    return code
+
+
+def _disassembled(cubin: bytes) -> Sass:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
