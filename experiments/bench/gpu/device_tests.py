@@ -1,4 +1,5 @@
-"""The kernel tests and what only a GPU can prove, run on this device by pytest in a process of its own."""
+"""What only a GPU can prove and the tests of kernels, executor and model, on this device, by pytest in a process of
+its own."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from experiments.bench.gpu.case import Case, Failed, Setup
 from experiments.bench.gpu.figure import Figure
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-SUITES = ("tests/engine/kernels", "tests/gpu")
+KERNELS = "tests/engine/kernels"
+SUITES = (
+    "tests/gpu",
+    KERNELS,
+    "tests/engine/executor/test_cuda_executor.py",
+    "tests/engine/executor/test_gpu_sampler.py",
+    "tests/engine/models/test_llama_gpu.py",
+)
 LEFT_OUT = ("cpu", "test_compiled.py", "test_inspection.py", "test_tuning.py")
 """Of the kernels' tests: what they test needs no GPU, or the pinned compiler."""
 WORKERS = 8
@@ -27,7 +35,7 @@ TAIL = 600
 
 
 def cases(setup: Setup) -> Iterator[Case]:
-    yield Case(" ".join(SUITES), partial(run_tests, setup))
+    yield Case("tests on the device", partial(run_tests, setup))
 
 
 def run_tests(setup: Setup) -> Iterator[Figure]:
@@ -36,9 +44,7 @@ def run_tests(setup: Setup) -> Iterator[Figure]:
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "--no-header", "-vv", f"--junitxml={report}", "-p", "no:cacheprovider"]
     # A rehearsal shows that the tests are found, collected and run; all of them run in `make test`.
-    command += (
-        [*SUITES, *(f"--ignore={SUITES[0]}/{name}" for name in LEFT_OUT)] if not setup.rehearsal else ["tests/gpu"]
-    )
+    command += [*SUITES, *(f"--ignore={KERNELS}/{name}" for name in LEFT_OUT)] if not setup.rehearsal else ["tests/gpu"]
     if not setup.rehearsal and find_spec("xdist") is not None:
         command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
     environment = dict(os.environ) | ({"RADIXLAB_REHEARSAL": "1"} if setup.rehearsal else {})
