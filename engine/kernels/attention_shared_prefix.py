@@ -286,13 +286,15 @@ def _candidates(capability: int, shape: Shape) -> list[Tile]:
         return [Tile({"BLOCK_M": lines, "BLOCK_N": 16}, 8 if lines == 32 else 4, 3) for lines in (16, 32)]
     head_dim = triton.next_power_of_2(int(shape["head_dim"]))
     room = {86: 95, 89: 95, 80: 159}.get(capability, 223) * 1024
+    ahead = 1 if capability >= 90 else 0  # blocks that stay while the matrix units read them from shared memory
     return [
         Tile({"BLOCK_M": lines, "BLOCK_N": keys}, warps, stages)
         for lines in sorted({64, min(int(shape["lines"]), 128)})
         for keys in (32, 64, 128)
         for stages in (3, 5, 7)
         for warps in (4, 8)
-        if 2 * head_dim * (lines + 2 * keys * (stages // 2)) <= room and (warps == 8 or lines * head_dim <= 64 * 128)
+        if 2 * head_dim * (lines + 2 * keys * (stages // 2 + ahead)) <= room
+        and (warps == 8 or lines * head_dim <= 64 * 128)
     ]
 
 
