@@ -288,17 +288,30 @@ def _default(capability: int, shape: Shape) -> Tile:
 
 
 def _candidates(capability: int, shape: Shape) -> list[Tile]:
-    """All of the default's height, for that is what the items of a batch are cut for."""
+    """All of the default's height, for that is what the items of a batch are cut for. Five stages or more keep two
+    blocks of keys on their way."""
     default = _default(capability, shape)
     block_m = default.constants["BLOCK_M"]
     tiles = [
         _tile(block_m, block_n, warps, stages)
         for block_n in (16, 32, 64, 128)
         for warps in (4, 8)
-        for stages in (2, 3, 4)
+        for stages in (2, 3, 5)
         if shape["dtype"] != "float32" or (block_n <= 32 and stages == 2)
     ]
-    return [default, *(tile for tile in tiles if tile != default)]
+    return [default, *(tile for tile in tiles if tile != default and _fits(tile, capability, shape))]
+
+
+def _fits(tile: Tile, capability: int, shape: Shape) -> bool:
+    """Whether q, the blocks of K and V under way and the scores find room in shared memory."""
+    head_dim = triton.next_power_of_2(int(shape["head_dim"]))
+    q_bytes, kv_bytes = (getattr(torch, str(shape[name])).itemsize for name in ("dtype", "kv"))
+    block_m, block_n = tile.constants["BLOCK_M"], tile.constants["BLOCK_N"]
+    in_place = capability >= 90 and shape["dtype"] != "float32"  # the matrix units read K and V in shared memory
+    needed = q_bytes * block_m * (head_dim + block_n * (not in_place))
+    needed += 2 * kv_bytes * block_n * head_dim * (tile.num_stages // 2 + in_place)
+    scales_and_tables = 2048 if shape["kv"] == shape["dtype"] else 4096
+    return needed + scales_and_tables <= {80: 163, 86: 99, 89: 99}.get(capability, 227) * 1024
 
 
 def _tile(block_m: int, block_n: int, warps: int, stages: int) -> Tile:
