@@ -4,7 +4,7 @@ A replay costs the host one launch instead of hundreds. All graphs read one stat
 arrays of their size are packed, and write one buffer of logits; what lies between comes from one pool of memory, which
 they may share because no two run at once. They are captured from the largest to the smallest, so that the smaller fit
 into what the larger left. Sizes from which on a shared prefix may pay have a second graph with the kernels for it.
-On the CPU nothing is captured: the same padded pass over the same static buffers is run each time.
+What wasn't captured (on the CPU, nothing is) is run as the same padded pass over the same static buffers.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class DecodeGraphs:
 
     def replay(self, step: HostStep, there: Mapping[str, Tensor], n_rows: int) -> Tensor:
         """Runs the staged step. Its logits stay until the next replay: [n_rows, vocab]."""
-        size = len(there["tokens"])
-        if self._on_gpu:
-            self._graphs[Kind(size, step.stage.shares)].replay()
+        graph = self._graphs.get(Kind(len(there["tokens"]), step.stage.shares))
+        if graph is not None:
+            graph.replay()
         else:
             self._once(step, there)
         return self._logits[:n_rows]
