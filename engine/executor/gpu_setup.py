@@ -22,6 +22,8 @@ GRAPH_BYTES = 4 << 20
 """What the driver keeps for one graph of some hundred launches."""
 WORST = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=1)
 """What takes most memory to sample."""
+GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
+"""What is asked for most: other kernels, which no request should have to wait for."""
 
 
 def load_and_set_up(config: EngineConfig) -> CudaExecutor:
@@ -101,7 +103,8 @@ def _peak(model: LlamaGpu, config: EngineConfig, device: torch.device, n_tokens:
     before = torch.cuda.memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     executor = _executor(model, config, device, 1, cuda_graphs=False)
-    busiest_step(executor, n_tokens, config.max_running)
+    for params in (WORST, GREEDY):
+        busiest_step(executor, n_tokens, config.max_running, params)
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_reserved(device) - before
     del executor
@@ -110,7 +113,7 @@ def _peak(model: LlamaGpu, config: EngineConfig, device: torch.device, n_tokens:
     return peak
 
 
-def busiest_step(executor: CudaExecutor, n_tokens: int, max_running: int) -> None:
+def busiest_step(executor: CudaExecutor, n_tokens: int, max_running: int, params: SamplingParams = WORST) -> None:
     """Runs a step of `n_tokens` new tokens in `max_running` rows (fewer if need be), all over the pool's first page.
 
     Most rows decode at the end of a full context, the others are prompts. What is in the page afterwards means nothing.
@@ -119,20 +122,20 @@ def busiest_step(executor: CudaExecutor, n_tokens: int, max_running: int) -> Non
     n_decodes = min(max_running, n_tokens)
     if n_tokens > n_decodes:
         n_decodes = max(0, max_running - -(-n_tokens // longest))
-    rows = [_row(executor, longest - 1, 1) for _ in range(n_decodes)]
+    rows = [_row(executor, longest - 1, 1, params) for _ in range(n_decodes)]
     left = n_tokens - n_decodes
     while left > 0 and len(rows) <= max_running:
-        rows.append(_row(executor, 0, min(left, longest)))
+        rows.append(_row(executor, 0, min(left, longest), params))
         left -= longest
     executor.collect(executor.sample(executor.launch(Batch(0, tuple(rows)))))
     for row in rows:
         row.request.status = Status.FINISHED
 
 
-def _row(executor: CudaExecutor, start: int, n_new: int) -> Row:
+def _row(executor: CudaExecutor, start: int, n_new: int, params: SamplingParams) -> Row:
     tokens = np.zeros(start + n_new, np.int64)
     pages = np.zeros(-(-len(tokens) // executor.page_size), np.int32)
     request = Request(
-        id=-1, key=tokens, params=WORST, tokens=tokens, n_tokens=len(tokens), pages=pages, status=Status.RUNNING
+        id=-1, key=tokens, params=params, tokens=tokens, n_tokens=len(tokens), pages=pages, status=Status.RUNNING
     )
     return Row(request, start, n_new, sample=True)

@@ -126,9 +126,9 @@ def test_a_piece_keeps_the_groups_that_have_two_rows_left() -> None:
 def test_what_the_busiest_steps_take_is_left_beside_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """The measuring itself, over a GPU whose counters are made up: 3 MiB a step, 100 MiB of 256 in use."""
     model = gpu_model(replace(SMALL, n_layers=1))
-    steps: list[int] = []
+    steps: list[tuple[int, SamplingParams]] = []
     counters = iter([0, 3 << 20, 0, 1 << 20])
-    monkeypatch.setattr(gpu_setup, "busiest_step", lambda _, n_tokens, __: steps.append(n_tokens))
+    monkeypatch.setattr(gpu_setup, "busiest_step", lambda _, n, __, params: steps.append((n, params)))
     for name, answer in (
         ("mem_get_info", lambda *_: (156 << 20, 256 << 20)),
         ("memory_reserved", lambda *_: next(counters)),
@@ -139,7 +139,7 @@ def test_what_the_busiest_steps_take_is_left_beside_the_pool(monkeypatch: pytest
         monkeypatch.setattr(torch.cuda, name, answer)
     config = EngineConfig(max_batch_tokens=40, max_running=3, page_size=4, memory_fraction=0.75)
     found = gpu_setup._pages(model, config, DEVICE, None)
-    assert steps == [40, 3]
+    assert steps == [(n, params) for n in (40, 3) for params in (gpu_setup.WORST, gpu_setup.GREEDY)]
     graphs = (1 << 20) + 2 * 3 * gpu_setup.GRAPH_BYTES
     left = (192 << 20) - (100 << 20) - (3 << 20) - graphs
     assert found == left // (4 * bytes_per_token(model.config, torch.float32)) > 0
