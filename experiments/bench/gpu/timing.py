@@ -72,15 +72,6 @@ def events_s(calls: Sequence[Call], device: torch.device, repeats: int) -> float
     return statistics.median(_replays(once, repeats)) / len(calls)
 
 
-def wall_s(call: Call, device: torch.device) -> float:
-    """Seconds on the host's clock until the device has done what `call` gave it."""
-    synchronize(device)
-    begun = stopwatch()
-    call()
-    synchronize(device)
-    return stopwatch() - begun
-
-
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

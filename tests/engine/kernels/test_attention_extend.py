@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine.kernels.attention_example import Batch, prompt_rows
 from engine.kernels.attention_extend import (
+    TILES,
     ExtendItems,
     attention_extend,
     attention_extend_reference,
@@ -24,7 +25,7 @@ from engine.kernels.attention_merge import Parts
 from engine.kernels.attention_tile import heads_packed
 from engine.kernels.launch import recording
 from engine.kernels.paged import SharedPrefixes
-from engine.kernels.tiles import Gpu, Tile, target
+from engine.kernels.tiles import Gpu, Tile, choose, target
 
 ERROR = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 TILE = Tile({"BLOCK_M": 16, "BLOCK_N": 16}, 4, 2)
@@ -253,7 +254,12 @@ def test_a_block_of_tokens_fills_the_tile(capability: int, group: int) -> None:
     with target(Gpu("", capability, 100)):
         for head_dim in (32, 64, 80, 128, 256):
             for dtype in ERROR:
-                assert 1 <= extend_block(head_dim, dtype, group) <= 128
+                name = str(dtype).removeprefix("torch.")
+                shape = {"head_dim": head_dim, "dtype": name, "group": group, "kv": name}
+                block_m = choose(TILES, shape).constants["BLOCK_M"]
+                block, heads = extend_block(head_dim, dtype, group), heads_packed(group, block_m)
+                assert block * heads <= block_m < (block + 1) * heads
+                assert heads >= min(group, block_m // 2), "a group is split only where it must be"
 
 
 def test_work_counts_visible_pairs_and_keys(device: torch.device) -> None:
