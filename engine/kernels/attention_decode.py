@@ -30,7 +30,7 @@ from engine.kernels.attention_example import shared_prefix
 from engine.kernels.attention_merge import Parts, Splits, attention_merge, attention_merge_reference
 from engine.kernels.attention_range import attend_range
 from engine.kernels.cases import Call, Case
-from engine.kernels.kv_load import check_pool, gather_kv
+from engine.kernels.kv_load import check_out, check_pool, gather_kv
 from engine.kernels.launch import launch
 from engine.kernels.paged import PagedKV, Rows, SharedPrefixes
 from engine.kernels.roofline import Work
@@ -94,7 +94,7 @@ def _find(
     return found, first, keys
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "programs"])
 def attention_decode_kernel(
     q,
     k,
@@ -371,8 +371,7 @@ def _check(
         raise ValueError(f"a window of {window} keys over shared prefixes: the groups read whole prefixes; share none")
     if shared is not None and (shared.n_shared.shape != q.shape[:1] or shared.n_parts.shape != q.shape[:1]):
         raise ValueError(f"shared.n_shared and n_parts must be [{q.shape[0]}], not {list(shared.n_shared.shape)}")
-    if out.shape != q.shape or not out.is_contiguous():
-        raise ValueError(f"out is {list(out.shape)} with strides {out.stride()}: it must be contiguous, like q")
+    check_out(q, out)
 
 
 def _shape(q: Tensor, kv: PagedKV) -> Shape:

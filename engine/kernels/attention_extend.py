@@ -42,7 +42,7 @@ from engine.kernels.attention_tile import (
     walk_visible,
 )
 from engine.kernels.cases import Call, Case
-from engine.kernels.kv_load import check_pool, gather_kv
+from engine.kernels.kv_load import check_out, check_pool, gather_kv
 from engine.kernels.launch import launch
 from engine.kernels.paged import PagedKV, Rows, SharedPrefixes
 from engine.kernels.roofline import Work
@@ -185,8 +185,7 @@ def attention_extend(
     if (shared is None) != (parts is None) or (shared is not None and window):
         raise ValueError("shared and parts go together, and never with a window")
     out = torch.empty_like(q) if out is None else out
-    if out.shape != q.shape or out.dtype != q.dtype or not out.is_contiguous():
-        raise ValueError(f"out must be like q, contiguous {q.dtype} {list(q.shape)}, not {out.dtype} {list(out.shape)}")
+    check_out(q, out)
     inner, outer = score_scales(scale, head_dim, soft_cap)
     k_scale, v_scale, scale_stride = scale_arguments(kv)
     launch(

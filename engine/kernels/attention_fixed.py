@@ -41,7 +41,7 @@ from engine.kernels.attention_tile import (
     walk_visible,
 )
 from engine.kernels.cases import Call, Case
-from engine.kernels.kv_load import check_pool
+from engine.kernels.kv_load import check_out, check_pool
 from engine.kernels.launch import launch
 from engine.kernels.paged import PagedKV, Rows
 from engine.kernels.tiles import Shape, Tile, Tiles, choose, current_gpu
@@ -225,8 +225,7 @@ def attention_fixed_split(
     if window < 0:
         raise ValueError(f"window is {window}: it must be 0 (none) or the number of visible keys")
     out = torch.empty_like(q) if out is None else out
-    if out.shape != q.shape or out.dtype != q.dtype or not out.is_contiguous():
-        raise ValueError(f"out must be like q, contiguous {q.dtype} {list(q.shape)}, not {out.dtype} {list(out.shape)}")
+    check_out(q, out)
     inner, outer = score_scales(scale, head_dim, soft_cap)
     k_scale, v_scale, scale_stride = scale_arguments(kv)
     programs = items.row.shape[0] * kv.k.shape[0] * -(-group // pack)

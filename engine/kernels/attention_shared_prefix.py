@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_queries"])
 def attention_shared_prefix_kernel(
     q,
     k,

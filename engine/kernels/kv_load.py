@@ -107,6 +107,15 @@ def check_pool(q: Tensor, kv: PagedKV) -> int:
     return int(heads // kv_heads)
 
 
+def check_out(q: Tensor, out: Tensor) -> None:
+    """Raises ValueError unless `out` can take what attention gives for q."""
+    if out.shape != q.shape or out.dtype != q.dtype or not out.is_contiguous():
+        raise ValueError(
+            f"out must be like q, contiguous {q.dtype} {list(q.shape)}, not {out.dtype} {list(out.shape)} with strides "
+            f"{out.stride()}"
+        )
+
+
 def gather_kv(kv: PagedKV, table: Tensor, n_keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """K and V of the first n_keys tokens that a page table [pages] leads to, [kv heads, n_keys, head_dim] in `dtype`.
 
