@@ -6,10 +6,14 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from engine.constraints.grammar import Grammar
+    from engine.constraints.session import Constraint
 
 Tokens = npt.NDArray[np.int64]
 PENDING = int(np.iinfo(np.int64).min)
@@ -56,6 +60,8 @@ class SamplingParams:
     """The first prompt position scored (position 0 has nothing before it)."""
     forced_output: tuple[int, ...] | None = None
     """Replay: these tokens come out, whatever the model says; the request ends with the last of them."""
+    grammar: Grammar | None = None
+    """What the output must match (see `engine.constraints`). It ends as soon as nothing more may follow."""
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, allowed: str) -> None:
@@ -118,6 +124,16 @@ class SamplingParams:
                 "forced_output",
                 f"at most max_tokens={self.max_tokens} long",
             )
+        if self.grammar is not None:
+            from engine.constraints.grammar import Grammar
+
+            need(isinstance(self.grammar, Grammar), "grammar", "None or made by a function of engine.constraints")
+            for name, off in (("forced_output", None), ("ignore_eos", False), ("min_tokens", 0)):
+                if getattr(self, name) != off:
+                    raise RequestError(
+                        f"{name}={getattr(self, name)!r} can't go with a grammar, which decides what comes and when "
+                        "the output ends: give one of the two"
+                    )
 
 
 class TokenLogprob(NamedTuple):
@@ -205,6 +221,8 @@ class Request:
     """The cache's `Lock` while the request runs."""
     seen: Any = None
     """The sampler's own: how often each token was seen, for the penalties."""
+    constraint: Constraint | None = None
+    """Where the output stands in its grammar."""
 
     # outcome
     text: str = ""
