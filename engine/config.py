@@ -45,6 +45,12 @@ class EngineConfig:
     """A step is scheduled while the one before it runs; None: on a GPU."""
     deterministic: bool = False
     """On a GPU: the same bits for a request whatever the batch, the chunking or the state of the cache."""
+    grammar_backend: str = "llguidance"
+    """llguidance | xgrammar | fsm: who says what a grammar allows."""
+    grammar_limits: Mapping[str, Any] = field(default_factory=dict)
+    """What one grammar may take: fields of `engine.constraints.base.GrammarLimits`."""
+    jump_forward: bool = True
+    """Tokens that a grammar forces are appended at once; False: decoded one by one (an ablation: the same tokens)."""
     cache: str = "radix"
     """radix | flat | none"""
     hints: bool = True

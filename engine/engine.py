@@ -6,7 +6,7 @@ import dataclasses
 import heapq
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,19 @@ import numpy as np
 from engine.cache import make_cache
 from engine.cache.page_pool import PagePool
 from engine.clock import Clock, WallClock, stopwatch
-from engine.config import EngineConfig
+from engine.config import ConfigError, EngineConfig
+from engine.constraints.base import GrammarLimits, Mask
+from engine.constraints.grammar import Grammar
+from engine.constraints.session import (
+    Constraint,
+    Constraints,
+    Forced,
+    NoConstraints,
+    RecordedConstraint,
+    RecordedConstraints,
+)
 from engine.cost import UNIT, PrefillCost
-from engine.executor.base import Batch, Executor, Row, StepResult
+from engine.executor.base import Batch, Executor, Row, RowRecord, StepResult
 from engine.intake import Intake
 from engine.log import Event, Log
 from engine.loop import Failure, Loop
@@ -75,8 +85,9 @@ class Engine:
             }
         )
         self.outputs = Outputs(tokenizer, text_is_recorded=text_is_recorded)
+        self.constraints = self._make_constraints(text_is_recorded)
         self._deferred: list[tuple[float, int, Request]] = []
-        self.loop = Loop(executor, self._take, self._fail)
+        self.loop = Loop(executor, self._take, self._fail, self._masks)
         self._n_steps = 0
         self._next_id = 0
         args = {
@@ -106,6 +117,25 @@ class Engine:
         )
         self.memory = memory
         self.meter = Meter(self.scheduler)
+
+    def _make_constraints(self, recorded: bool) -> Constraints | RecordedConstraints:
+        if recorded:
+            return RecordedConstraints()
+        if self.tokenizer is None:
+            return NoConstraints()
+        try:
+            limits = GrammarLimits(**self.config.grammar_limits)
+        except TypeError as error:
+            names = ", ".join(field.name for field in dataclasses.fields(GrammarLimits))
+            raise ConfigError(f"engine.grammar_limits: {error}; allowed: {names}") from None
+        return Constraints(
+            self.tokenizer,
+            vocab_size=self.executor.vocab_size,
+            eos=self.eos,
+            backend=self.config.grammar_backend,
+            jump_forward=self.config.jump_forward,
+            limits=limits,
+        )
 
     @property
     def metrics(self) -> Metrics:
@@ -148,6 +178,8 @@ class Engine:
         now = self.clock.now()
         try:
             key = self.intake.check(prompt, params)
+            constraints = [self.constraints.open(params.grammar) for _ in range(params.n)] if params.grammar else None
+            begins_with = self._begin(params, constraints) if constraints else ()
         except RequestError as error:
             self.metrics.rejected += 1
             self._input("reject", now, text=str(error))
@@ -169,9 +201,12 @@ class Engine:
             "due": due,
             **{name: v for name, v in tags.items() if v not in ("", None)},
         }
+        if begins_with:
+            arrival["forced"] = begins_with
         self._input("arrive", now, request=self._next_id, tokens=key, text=json.dumps(arrival))
         room = np.empty(len(key) + params.max_tokens, np.int64)
         room[: len(key)] = key
+        room[len(key) : len(key) + len(begins_with)] = begins_with
         requests = []
         for i in range(params.n):
             request = Request(
@@ -184,7 +219,8 @@ class Engine:
                 seed=self._seed(params, i),
                 eos=self.eos,
                 tokens=room if i == 0 else room.copy(),
-                n_tokens=len(key),
+                n_tokens=len(key) + len(begins_with),
+                constraint=constraints[i] if constraints else None,
                 pages=np.empty(-(-len(room) // self.config.page_size), np.int32),
                 **tags,
             )
@@ -196,7 +232,16 @@ class Engine:
                 for sibling in requests[: request.id - requests[0].id]:
                     self._end(sibling, FinishReason.ABORT, now)
                 raise RequestError(f"refused by the admission policy: {request.error}")
+        if constraints:
+            self.constraints.prepare(constraints)
         return requests
+
+    def _begin(self, params: SamplingParams, constraints: Sequence[Constraint]) -> tuple[int, ...]:
+        """What every sample of the prompt begins with. A stop string may stand in it: then it is decoded."""
+        begun = [constraint.begin(params.max_tokens, hold=bool(params.stop)) for constraint in constraints]
+        for constraint in constraints:
+            constraint.passes_saved += len(begun[0])
+        return begun[0]
 
     def _seed(self, params: SamplingParams, i: int) -> int:
         """The given seed plus the sample's number, else one made from the engine's seed and the request's number."""
@@ -266,48 +311,91 @@ class Engine:
     def _take(self, batch: Batch, result: StepResult) -> list[Request]:
         """Hands a step's tokens to their requests. Returns those that end with it."""
         now = self.clock.now()
-        stop_hits: dict[int, str] = {}
+        recorded: dict[int, RowRecord] = {}
+        errors: dict[int, str] = {}
         done = []
         ends: list[tuple[Request, FinishReason]] = []
         for i, row in enumerate(batch.rows):
             request = row.request
             if request.finished:  # while the step was under way
                 continue
-            if result.errors[i] is not None:
-                request.error = result.errors[i]
+            error = result.errors[i] or (request.constraint.error if request.constraint is not None else None)
+            if error is not None:
+                request.error = errors[i] = error
                 ends.append((request, FinishReason.ERROR))
                 continue
-            if row.n_scored:
-                _add_prompt_logprobs(row, result.prompt_logprobs[i])
+            if result.scored[i]:
+                _add_scored(row, result.scored[i])
             token = result.tokens[i]
             if token is None:
                 if row.start + row.n_new == request.n_tokens:
                     ends.append((request, FinishReason.LENGTH))
                 continue
             request.append(token)
-            request.token_times.append(now)
             logprob = result.logprobs[i]
             if logprob is not None:
                 request.logprobs.append(logprob)
-            self.scheduler.generated(request)
-            recorded = None if result.stop_hits is None else result.stop_hits[i]
-            reason = self.outputs.take(request, token, recorded)
-            if isinstance(request.stop_match, str):
-                stop_hits[i] = request.stop_match
+            known = None if result.recorded is None else result.recorded[i]
+            try:
+                recorded[i], reason = self._grow(request, token, known, now)
+            except RequestError as failure:
+                request.error = errors[i] = str(failure)
+                ends.append((request, FinishReason.ERROR))
+                continue
             if reason is not None:
                 ends.append((request, reason))
         tokens = [-1 if token is None else token for token in result.tokens]
-        extra: dict[str, Any] = {"seconds": result.seconds}
-        if stop_hits:
-            extra["stop"] = stop_hits
-        errors = {i: error for i, error in enumerate(result.errors) if error is not None}
-        if errors:
-            extra["errors"] = errors
-        self._input("result", now, step=batch.step, tokens=tokens, text=json.dumps(extra))
+        self._input("result", now, step=batch.step, tokens=tokens, text=_extra(result.seconds, recorded, errors))
         for request, reason in ends:
             self._end(request, reason, now)
             done.append(request)
+        grown = [batch.rows[i].request for i in recorded]
+        self.constraints.prepare([r.constraint for r in grown if r.constraint is not None and not r.finished])
         return done
+
+    def _grow(
+        self, request: Request, token: int, known: RowRecord | None, now: float
+    ) -> tuple[RowRecord, FinishReason | None]:
+        """The request's newest token was appended: what its grammar forces after it is too. Says what that was, and why
+        the output ends, or None. Raises GrammarError.
+
+        known: of a recorded run.
+        """
+        n_before = len(request.token_times)
+        forced, complete = self._forced_after(request, token, known)
+        for more in forced:
+            request.append(more)
+        new = request.output[n_before:]
+        n_chosen = len(new) - len(forced)
+        reason = None
+        for n, taken in enumerate(new, n_before + 1):
+            last = n == n_before + len(new)
+            stop = known.stop if known is not None and last else None
+            reason = self.outputs.take(request, taken, n, stop, complete=complete and last)
+            if reason is not None:
+                new = new[: n - n_before]
+                request.cut(n)
+                break
+        request.token_times += [now] * len(new)
+        self.scheduler.generated(request, len(new))
+        stop_string = request.stop_match if isinstance(request.stop_match, str) else None
+        return RowRecord(stop_string, forced[: max(0, len(new) - n_chosen)], complete), reason
+
+    def _forced_after(self, request: Request, token: int, known: RowRecord | None) -> Forced:
+        constraint, params = request.constraint, request.params
+        if constraint is None or token in request.eos:
+            return Forced((), False)
+        if isinstance(constraint, RecordedConstraint) and known is not None:
+            constraint.recorded = Forced(known.forced, known.complete)
+        computed = request.n_computed >= request.n_tokens  # by a step under way, alone: forced ones take one more
+        room = request.max_tokens - request.output_tokens
+        forced = constraint.follow(token, room, score_last=params.logprobs is not None)
+        constraint.passes_saved += max(0, len(forced.tokens) - computed)
+        return forced
+
+    def _masks(self, batch: Batch) -> Sequence[Mask | None] | None:
+        """What grammars allow the rows whose next token is to be chosen."""
+        return self.constraints.masks([row.request.constraint if row.awaits_token else None for row in batch.rows])
 
     def _fail(self, batch: Batch, failure: Failure) -> list[Request]:
         """A step failed: so do its requests, and no more. KV it may have left half-written is forgotten."""
@@ -333,6 +421,8 @@ class Engine:
             heapq.heapify(self._deferred)
             request.status, request.finish_reason = Status.FINISHED, reason
         request.finished_at = now
+        if request.constraint is not None:
+            self.constraints.ended(request.constraint)
         self.outputs.close(request)
         for listener in self.on_finish:
             listener(request)
@@ -434,12 +524,31 @@ class Engine:
 def _changed(params: SamplingParams) -> dict[str, Any]:
     """The parameters that differ from their defaults."""
     fields = ((f.name, f.default, getattr(params, f.name)) for f in dataclasses.fields(params))
-    return {name: value for name, default, value in fields if value != default}
+    changed = {name: value for name, default, value in fields if value != default}
+    return {name: value.as_data() if isinstance(value, Grammar) else value for name, value in changed.items()}
 
 
-def _add_prompt_logprobs(row: Row, found: tuple[TokenLogprob, ...]) -> None:
+def _extra(seconds: float, recorded: Mapping[int, RowRecord], errors: Mapping[int, str]) -> str:
+    """What a replay needs beside a step's tokens, by row: JSON."""
+    extra: dict[str, Any] = {"seconds": seconds}
+    if stop := {i: row.stop for i, row in recorded.items() if row.stop is not None}:
+        extra["stop"] = stop
+    if forced := {i: row.forced for i, row in recorded.items() if row.forced}:
+        extra["forced"] = forced
+    if complete := [i for i, row in recorded.items() if row.complete]:
+        extra["complete"] = complete
+    if errors:
+        extra["errors"] = errors
+    return json.dumps(extra)
+
+
+def _add_scored(row: Row, found: Sequence[TokenLogprob]) -> None:
     """Appends what isn't known yet: after a preemption some positions are computed twice."""
-    request = row.request
-    first = row.logit_start + 1 - request.params.prompt_logprobs_start
-    request.prompt_logprobs += found[request.n_scored - first :]
-    request.n_scored = max(request.n_scored, first + row.n_scored)
+    request, params = row.request, row.request.params
+    for position, logprob in enumerate(found, row.logit_start + 1):
+        if position < request.prompt_tokens:
+            if params.prompt_logprobs is not None and position == params.prompt_logprobs_start + request.n_scored:
+                request.prompt_logprobs.append(logprob._replace(top=logprob.top[: params.prompt_logprobs]))
+                request.n_scored += 1
+        elif params.logprobs is not None and position == request.prompt_tokens + len(request.logprobs):
+            request.logprobs.append(logprob._replace(top=logprob.top[: params.logprobs]))

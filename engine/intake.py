@@ -43,6 +43,8 @@ class Intake:
                 f"prompt_logprobs_start={params.prompt_logprobs_start} leaves nothing to score in a prompt of "
                 f"{len(key)} tokens: it must be at most {len(key) - 1}"
             )
+        if params.grammar is not None and params.max_tokens == 0:
+            raise RequestError("a grammar with max_tokens=0 constrains nothing: raise max_tokens or leave it out")
         if params.stop and self._tokenizer is None and not self._text_is_recorded:
             raise RequestError("stop strings need a tokenizer and this engine has none: use stop_token_ids")
         self._check_length(len(key), params.max_tokens)

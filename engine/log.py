@@ -13,7 +13,7 @@ parquet file: a row an event, the engine's configuration in the file's metadata.
 | input    | flush   | -       | -             | -         | -                          | -                            |
 | input    | measure | -       | -             | -         | -                          | counting starts afresh       |
 | input    | begin   | -       | -             | -         | -                          | -                            |
-| input    | result  | -       | -             | -         | a token a row, -1 for none | JSON: stop hits, errors      |
+| input    | result  | -       | -             | -         | a token a row, -1 for none | JSON: stops, forced, errors  |
 | input    | failure | -       | stage         | -         | -                          | what the executor raised     |
 | decision | refuse  | id      | -             | -         | -                          | an admission policy's reason |
 | decision | defer   | id      | -             | -         | -                          | until when, seconds          |

@@ -11,10 +11,11 @@ known after step 2 was launched; its row there is wasted, and nobody looks at wh
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from engine.clock import stopwatch
+from engine.constraints.base import Mask
 from engine.executor.base import Batch, Executor, ExecutorDead, StepResult
 from engine.request import Request
 
@@ -40,19 +41,23 @@ class UnderWay(NamedTuple):
 
 
 class Loop:
-    """Runs batches. `take` gets a step's result, `fail` a batch and what went wrong; both say which requests ended."""
+    """Runs batches. `take` gets a step's result, `fail` a batch and what went wrong; both say which requests ended.
+
+    `masks` says what grammars allow the rows, once the tokens before are known; it may wait.
+    """
 
     def __init__(
         self,
         executor: Executor,
         take: Callable[[Batch, StepResult], list[Request]],
         fail: Callable[[Batch, Failure], list[Request]],
+        masks: Callable[[Batch], Sequence[Mask | None] | None],
     ) -> None:
         self.executor = executor
         self.under_way: UnderWay | None = None
         self.collected = 0.0
         """Reading of the stopwatch when the last result was there."""
-        self._take, self._fail = take, fail
+        self._take, self._fail, self._masks = take, fail, masks
 
     def plain(self, batch: Batch) -> list[Request]:
         """Runs the batch and waits for its tokens."""
@@ -60,7 +65,7 @@ class Loop:
             return []
         pending = self._try(Stage.LAUNCH, batch)
         if not isinstance(pending, Failure):
-            pending = self._try(Stage.SAMPLE, pending, None)
+            pending = self._try(Stage.SAMPLE, pending, batch)
         result = pending if isinstance(pending, Failure) else self._try(Stage.COLLECT, pending)
         self.collected = stopwatch()
         return self._fail(batch, result) if isinstance(result, Failure) else self._take(batch, result)
@@ -83,13 +88,13 @@ class Loop:
             else:
                 done += self._take(before.batch, result)
         if pending is not None and not isinstance(pending, Failure):
-            pending = self._try(Stage.SAMPLE, pending, None)
+            pending = self._try(Stage.SAMPLE, pending, batch)
         if isinstance(pending, Failure):
             done += self._fail(batch, pending)
         elif pending is not None:
             self.under_way = UnderWay(batch, pending)
             for row in batch.rows:
-                if row.sample and not row.request.finished:
+                if row.awaits_token:
                     row.request.expect()
         return done
 
@@ -100,7 +105,8 @@ class Loop:
                 case Stage.LAUNCH:
                     return self.executor.launch(*args)
                 case Stage.SAMPLE:
-                    return self.executor.sample(*args)
+                    pending, batch = args
+                    return self.executor.sample(pending, self._masks(batch))
                 case Stage.COLLECT:
                     return self.executor.collect(*args)
         except ExecutorDead:

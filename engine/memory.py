@@ -71,6 +71,8 @@ class KVMemory:
             next_scored = params.prompt_logprobs_start + request.n_scored
             if next_scored < request.prompt_tokens:
                 limit = min(limit, next_scored - 1)
+        if params.logprobs is not None and request.constraint is not None:
+            limit = min(limit, request.prompt_tokens + len(request.logprobs) - 1)
         return self.cache.match(request.tokens[: request.n_tokens], request.namespace, limit)
 
     def unlocked_in(self, match: Match) -> int:

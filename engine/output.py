@@ -18,10 +18,14 @@ class Outputs:
         self._text_is_recorded = text_is_recorded
         self._texts: dict[int, OutputText] = {}
 
-    def take(self, request: Request, token: int, recorded_stop: str | None) -> FinishReason | None:
-        """The request's newest token, already appended. Says why the output ends with it, or None."""
+    def take(
+        self, request: Request, token: int, n: int, recorded_stop: str | None, *, complete: bool = False
+    ) -> FinishReason | None:
+        """The request's output token number `n`, already appended. Says why the output ends with it, or None.
+
+        complete: its grammar lets nothing follow it.
+        """
         params = request.params
-        n = request.output_tokens
         if params.forced_output is not None:
             if n < len(params.forced_output):
                 return None
@@ -35,6 +39,8 @@ class Outputs:
             if stop is not None:
                 request.stop_match = stop
                 return FinishReason.STOP
+        if complete:
+            return FinishReason.STOP
         return FinishReason.LENGTH if n == params.max_tokens else None
 
     def _push(self, request: Request, token: int) -> str | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from engine.clock import VirtualClock
 from engine.config import EngineConfig
+from engine.constraints.grammar import Grammar
+from engine.constraints.session import RecordedConstraints
 from engine.cost import PrefillCost
 from engine.engine import Engine
 from engine.executor.replay import ReplayExecutor
@@ -59,6 +61,10 @@ def replay(log: Log) -> Log:
 def _arrive(engine: Engine, event: Event) -> list[Request]:
     fields: dict[str, Any] = json.loads(event.text)
     params: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.pop("params").items()}
+    if "grammar" in params:
+        params["grammar"] = Grammar.from_data(params["grammar"])
+    if isinstance(engine.constraints, RecordedConstraints):
+        engine.constraints.begins_with = fields.pop("forced", ())
     try:
         return engine.add(event.tokens, SamplingParams(**params), **fields)
     except RequestError:  # refused by the admission policy, as it was then

@@ -197,7 +197,8 @@ class Request:
     n_computed: int = 0
     """KV of tokens[:n_computed] is in the pool (cached or computed, or will be by the step under way)."""
     n_cached: int = 0
-    """Prompt tokens found in the cache before they were first computed; never the last one."""
+    """Prompt tokens found in the cache before they were first computed; the last one only where a grammar forces what
+    follows it."""
     n_recomputed: int = 0
     """Tokens computed again after a preemption."""
     n_scored: int = 0
@@ -235,7 +236,8 @@ class Request:
     added_at: float = 0.0
     admitted_at: float | None = None
     token_times: list[float] = field(default_factory=list)
-    """Seconds at which each output token was there."""
+    """Seconds at which each output token was there. Tokens that a grammar forces at the start are there with the first
+    that is decoded."""
     finished_at: float | None = None
 
     @property
@@ -278,6 +280,11 @@ class Request:
         self.tokens[self.n_tokens - self.n_pending] = token
         self.n_tokens += 1 - self.n_pending
         self.n_pending = 0
+
+    def cut(self, output_tokens: int) -> None:
+        """The output ends after so many tokens; what a grammar forced behind them goes."""
+        self.n_tokens = len(self.key) + output_tokens
+        del self.logprobs[output_tokens:]
 
     def forget_pending(self) -> None:
         """The token that is being chosen won't be taken; nothing was computed on top of it that counts."""

@@ -97,9 +97,9 @@ class Scheduler:
         self.memory.cache.hint(hint)
         ask(self.policy, "on_hint", hint, self.view)
 
-    def generated(self, request: Request) -> None:
-        """One more token of the request is there."""
-        ask(self.policy, "on_tokens", request, 1, self.view)
+    def generated(self, request: Request, n: int) -> None:
+        """`n` more tokens of the request are there."""
+        ask(self.policy, "on_tokens", request, n, self.view)
 
     def finish(self, request: Request, reason: FinishReason, *, keep: bool = True) -> None:
         """Ends a request at any stage. What it computed goes to the cache, unless `keep` says it can't be trusted."""
@@ -138,17 +138,28 @@ class Scheduler:
         return Batch(step, tuple(rows), prefix_groups(rows))
 
     def _continue(self, rows: list[Row]) -> int:
-        """Rows of the running requests: decodes, then prompts under way. Returns what is left of the budget."""
+        """Rows of the running requests: decodes, those with forced tokens last, then prompts under way.
+
+        Returns what is left of the budget.
+        """
         budget = self.limits.max_batch_tokens
         prompts: list[Request] = []
+        forced: list[Request] = []
         for request in self.running.values():
             if request.awaits_end:
                 continue
-            if request.n_tokens - request.n_computed > 1 or request.output_tokens == 0:
-                prompts.append(request)
+            n = request.n_tokens - request.n_computed
+            if n > 1 or request.output_tokens == 0:
+                new = request.n_computed >= max(request.prompt_tokens, request.n_ever_computed)
+                (forced if new else prompts).append(request)
             elif self.memory.grow(request, request.n_tokens):
                 rows.append(self._row(request, 1))
                 budget -= 1
+        for request in forced:
+            n = min(request.n_tokens - request.n_computed, budget)
+            if n > 0 and self.memory.grow(request, request.n_computed + n):
+                rows.append(self._row(request, n))
+                budget -= n
         for request in prompts:
             if budget <= 0:
                 break

@@ -26,25 +26,53 @@ class Row(NamedTuple):
     """The row ends at the last known token: the logits of its last position give the next one."""
 
     @property
+    def end(self) -> int:
+        return self.start + self.n_new
+
+    @property
+    def awaits_token(self) -> bool:
+        """The next token is to be chosen: the request goes on, and no grammar has said meanwhile what comes."""
+        return self.sample and not self.request.finished and self.end == self.request.n_tokens
+
+    @property
     def logit_start(self) -> int:
         """First position whose logits are needed; start + n_new when none is.
 
-        The logits at position p score the token at p + 1, so prompt log-probabilities from s on need p >= s - 1.
+        The logits at position p score the token at p + 1.
         """
-        end = self.start + self.n_new
-        sampled = end - 1 if self.sample else end
-        params = self.request.params
-        if params.prompt_logprobs is None:
-            return sampled
-        scored = max(self.start, params.prompt_logprobs_start - 1)
-        return min(scored, sampled) if scored < self.request.prompt_tokens - 1 else sampled
+        sampled = self.end - 1 if self.sample else self.end
+        scored = self._scored
+        return min(scored.start - 1, sampled) if scored else sampled
 
     @property
     def n_scored(self) -> int:
-        """Prompt tokens whose log-probability this row's logits give: positions logit_start + 1 and on."""
-        if self.request.params.prompt_logprobs is None:
-            return 0
-        return max(0, min(self.start + self.n_new, self.request.prompt_tokens - 1) - self.logit_start)
+        """Known tokens whose log-probability this row's logits give: positions logit_start + 1 and on."""
+        scored = self._scored
+        return scored.stop - 1 - self.logit_start if scored else 0
+
+    @property
+    def n_likeliest(self) -> int:
+        """How many of the likeliest tokens are wanted beside each scored one."""
+        params = self.request.params
+        return max(params.prompt_logprobs or 0, params.logprobs or 0)
+
+    @property
+    def _scored(self) -> range:
+        """Positions of the prompt tokens, and of the output tokens that a grammar forced, that are to be scored.
+
+        The same at launch and at collect: a row scores only behind its start, where no earlier step does.
+        """
+        request, params = self.request, self.request.params
+        parts = []
+        if params.prompt_logprobs is not None:
+            last = min(self.end, request.prompt_tokens - 1)
+            parts.append(range(max(self.start + 1, params.prompt_logprobs_start), last + 1))
+        if params.logprobs is not None and request.constraint is not None:
+            first = max(self.start + 1, request.prompt_tokens + len(request.logprobs))
+            last = min(self.end, request.n_tokens - request.n_pending - 1)
+            parts.append(range(first, last + 1))
+        wanted = [part for part in parts if part]
+        return range(wanted[0].start, wanted[-1].stop) if wanted else range(0)
 
 
 class PrefixGroup(NamedTuple):
@@ -60,6 +88,17 @@ class Batch(NamedTuple):
     prefix_groups: tuple[PrefixGroup, ...] = ()
 
 
+class RowRecord(NamedTuple):
+    """What a recorded run knew of a row beyond its token."""
+
+    stop: str | None = None
+    """The stop string that ended it."""
+    forced: tuple[int, ...] = ()
+    """Tokens that its grammar forced after it."""
+    complete: bool = False
+    """Its grammar ended the output."""
+
+
 class StepResult(NamedTuple):
     """What a step gave, one entry a row of the batch."""
 
@@ -67,14 +106,14 @@ class StepResult(NamedTuple):
     """The next token; None where the row didn't sample or failed."""
     logprobs: tuple[TokenLogprob | None, ...]
     """Of the sampled token, where `params.logprobs` asks for it."""
-    prompt_logprobs: tuple[tuple[TokenLogprob, ...], ...]
-    """Of the `n_scored` prompt tokens that the row's logits score, in order."""
+    scored: tuple[tuple[TokenLogprob, ...], ...]
+    """Of the `n_scored` known tokens that the row's logits score, in order."""
     errors: tuple[str | None, ...]
     """Why a row failed (logits that aren't finite, say); it fails alone."""
     seconds: float
     """Time the step took on the device, from launch to collected."""
-    stop_hits: tuple[str | None, ...] | None = None
-    """Replay only: the stop string that ended the recorded row, so that no tokenizer is needed."""
+    recorded: tuple[RowRecord, ...] | None = None
+    """Replay only, so that neither a tokenizer nor a grammar is needed."""
 
 
 class Executor(Protocol):

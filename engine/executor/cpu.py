@@ -73,12 +73,9 @@ class CpuExecutor:
         return Pending(batch, logits if back is None else logits[back], first, started)
 
     def sample(self, pending: Pending, masks: Sequence[Any] | None = None) -> Pending:
-        """Chooses the next token of the rows that sample. `masks`: a packed bitmask or None for each row.
-
-        A request that has ended since the launch gets none.
-        """
+        """Chooses the next token of the rows that still await one. `masks`: a packed bitmask or None for each row."""
         rows = pending.batch.rows
-        chosen = [i for i, row in enumerate(rows) if row.sample and not row.request.finished]
+        chosen = [i for i, row in enumerate(rows) if row.awaits_token]
         last = [pending.first_logit[i + 1] - 1 for i in chosen]
         logits = pending.logits if len(last) == len(pending.logits) else pending.logits[last]
         requests = [rows[i].request for i in chosen]
@@ -96,15 +93,15 @@ class CpuExecutor:
         errors: list[str | None] = [None] * len(rows)
         for i, token, logprob, error in zip(pending.chosen, *pending.sampled, strict=True):
             tokens[i], logprobs[i], errors[i] = token, logprob, error
-        prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
+        scored: list[tuple[TokenLogprob, ...]] = []
         for i, row in enumerate(rows):
             try:
-                prompt_logprobs.append(_score_prompt(row, pending.logits[pending.first_logit[i] :]))
+                scored.append(_score(row, pending.logits[pending.first_logit[i] :]))
             except ValueError as error:
-                prompt_logprobs.append(())
+                scored.append(())
                 tokens[i], logprobs[i], errors[i] = None, None, errors[i] or str(error)
         seconds = stopwatch() - pending.started
-        return StepResult(tuple(tokens), tuple(logprobs), tuple(prompt_logprobs), tuple(errors), seconds)
+        return StepResult(tuple(tokens), tuple(logprobs), tuple(scored), tuple(errors), seconds)
 
     def _tokens(self, row: Row) -> Index:
         """The row's new tokens. One that the step before has chosen and nobody has collected yet is known here."""
@@ -169,14 +166,13 @@ def _batch_order(rows: Sequence[Row], order: Sequence[int]) -> tuple[tuple[int, 
     return first, torch.from_numpy(back)
 
 
-def _score_prompt(row: Row, logits: Tensor) -> tuple[TokenLogprob, ...]:
-    """Log-probabilities of the prompt tokens that the row's logits score; `logits` begin with the row's first."""
-    k = row.request.params.prompt_logprobs
+def _score(row: Row, logits: Tensor) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities of the known tokens that the row's logits score; `logits` begin with the row's first."""
     n = row.n_scored
-    if k is None or n == 0:
+    if n == 0:
         return ()
     targets = row.request.tokens[row.logit_start + 1 : row.logit_start + 1 + n].tolist()
-    return sampler.score(logits[:n], targets, k)
+    return sampler.score(logits[:n], targets, row.n_likeliest)
 
 
 def default_pool_tokens(config: ModelConfig, dtype: torch.dtype) -> int:

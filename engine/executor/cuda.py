@@ -42,7 +42,7 @@ class Pending(NamedTuple):
     """Rows that sample."""
     sampled: PendingSample | None = None
     scored: tuple[tuple[int, PendingScores], ...] = ()
-    """Rows whose prompt is scored."""
+    """Rows with known tokens that are scored."""
 
     def row_logits(self, row: int) -> Tensor:
         """[n_logits, vocab] of one row of the batch."""
@@ -170,13 +170,13 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def sample(self, pending: Pending, masks: Sequence[Any] | None = None) -> Pending:
-        """Queues the choice of the next token of the rows that sample, and the scores of prompts that ask for them.
+        """Queues the choice of the next token of the rows that still await one, and the scores that are asked for.
 
-        masks: a packed bitmask or None for each row. A request that has ended since the launch gets no token.
+        masks: a packed bitmask or None for each row.
         """
         rows = pending.batch.rows
         alive = [i for i, row in enumerate(rows) if not row.request.finished]
-        chosen = [i for i in alive if rows[i].sample]
+        chosen = [i for i in alive if rows[i].awaits_token]
         requests = [rows[i].request for i in chosen]
         last = pending.first_logit[chosen] + pending.n_logits[chosen] - 1
         there = self._upload({"last": last, "tables": self.tables.of(requests)})
@@ -191,9 +191,7 @@ class CudaExecutor:
     def _score(self, pending: Pending, i: int) -> PendingScores:
         row = pending.batch.rows[i]
         n, first = row.n_scored, row.logit_start + 1
-        k = row.request.params.prompt_logprobs
-        assert k is not None
-        return self._sampler.score(pending.row_logits(i)[:n], row.request.tokens[first : first + n], k)
+        return self._sampler.score(pending.row_logits(i)[:n], row.request.tokens[first : first + n], row.n_likeliest)
 
     def collect(self, pending: Pending) -> StepResult:
         """Waits for the step's result. Raises ValueError when `sample` wasn't called."""
@@ -202,17 +200,17 @@ class CudaExecutor:
         n = len(pending.batch.rows)
         tokens: list[int | None] = [None] * n
         logprobs: list[TokenLogprob | None] = [None] * n
-        prompt_logprobs: list[tuple[TokenLogprob, ...]] = [()] * n
+        scored: list[tuple[TokenLogprob, ...]] = [()] * n
         errors: list[str | None] = [None] * n
         for i, token, logprob, error in zip(pending.chosen, *pending.sampled.wait(), strict=True):
             tokens[i], logprobs[i], errors[i] = token, logprob, error
         for i, scores in pending.scored:
             try:
-                prompt_logprobs[i] = scores.wait()
+                scored[i] = scores.wait()
             except ValueError as error:
                 tokens[i], logprobs[i], errors[i] = None, None, errors[i] or str(error)
         seconds = pending.timer.seconds()
-        return StepResult(tuple(tokens), tuple(logprobs), tuple(prompt_logprobs), tuple(errors), seconds)
+        return StepResult(tuple(tokens), tuple(logprobs), tuple(scored), tuple(errors), seconds)
 
 
 def _in_batch_order(n: int, done: Sequence[tuple[Piece, Plan, Tensor]]) -> tuple[Tensor, Longs, Longs]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from engine.clock import VirtualClock
-from engine.executor.base import Batch, ExecutorDead, StepResult
+from engine.executor.base import Batch, ExecutorDead, RowRecord, StepResult
 from engine.log import Event, Log
 from engine.loop import Stage
 
@@ -73,13 +73,15 @@ class ReplayExecutor:
         recorded.fail_at(Stage.COLLECT)
         extra = json.loads(event.text)
         stops = {int(row): stop for row, stop in extra.get("stop", {}).items()}
+        forced = {int(row): tuple(tokens) for row, tokens in extra.get("forced", {}).items()}
+        complete = extra.get("complete", ())
         errors = {int(row): error for row, error in extra.get("errors", {}).items()}
         n = len(pending.rows)
         return StepResult(
             tokens=tuple(None if token < 0 else token for token in event.tokens),
             logprobs=(None,) * n,
-            prompt_logprobs=((),) * n,
+            scored=((),) * n,
             errors=tuple(errors.get(i) for i in range(n)),
             seconds=extra["seconds"],
-            stop_hits=tuple(stops.get(i) for i in range(n)),
+            recorded=tuple(RowRecord(stops.get(i), forced.get(i, ()), i in complete) for i in range(n)),
         )

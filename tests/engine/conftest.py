@@ -87,7 +87,7 @@ class HashExecutor:
         tokens: list[int | None] = []
         for row in pending.rows:
             request = row.request
-            if not row.sample or request.finished:
+            if not row.awaits_token:
                 tokens.append(None)
                 continue
             assert request.n_pending == 0
@@ -108,7 +108,7 @@ class HashExecutor:
             scored.append(
                 tuple(
                     TokenLogprob(int(t), -float(i))
-                    for i, t in enumerate(request.key[first : first + row.n_scored], first)
+                    for i, t in enumerate(request.tokens[first : first + row.n_scored], first)
                 )
             )
         n = len(batch.rows)

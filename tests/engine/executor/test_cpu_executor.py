@@ -87,11 +87,11 @@ def test_prompt_logprobs_do_not_depend_on_chunks(tiny: Llama, start_at: int, cut
     executor = CpuExecutor(tiny, n_pages=20, page_size=1)
     found, start = [], 0
     for cut in cuts:
-        found += step(executor, Row(prompt, start, cut, False)).prompt_logprobs[0]
+        found += step(executor, Row(prompt, start, cut, False)).scored[0]
         start += cut
     assert [entry.token for entry in found] == tokens[start_at:]
     all_of = replace(params, prompt_logprobs_start=1)
-    whole = step(executor, Row(request(tokens, list(range(20)), all_of), 0, 20, False)).prompt_logprobs[0]
+    whole = step(executor, Row(request(tokens, list(range(20)), all_of), 0, 20, False)).scored[0]
     for entry, expected in zip(found, whole[start_at - 1 :], strict=True):
         assert entry.logprob == pytest.approx(expected.logprob, abs=1e-10)
         assert [token for token, _ in entry.top] == [token for token, _ in expected.top]
@@ -112,7 +112,7 @@ def test_a_row_whose_logits_are_broken_fails_alone(tiny: Llama) -> None:
     scored = replace(greedy, max_tokens=0, prompt_logprobs=0)
     result = step(executor, Row(request([3, 77, 5], [6, 7, 8], scored), 0, 3, False), Row(good, 0, 3, True))
     assert result.errors[0] is not None
-    assert result.prompt_logprobs[0] == ()
+    assert result.scored[0] == ()
     assert result.tokens[1] is not None
 
 

@@ -231,7 +231,7 @@ def test_a_row_whose_logits_are_broken_fails_alone() -> None:
     result = driver.step((bad, 0, 3), (good, 0, 3), (scored, 0, 3))
     assert [token is None for token in result.tokens] == [True, False, True]
     assert [error is None for error in result.errors] == [False, True, False]
-    assert result.prompt_logprobs[2] == ()
+    assert result.scored[2] == ()
 
 
 class OutOfMemory:
@@ -269,7 +269,7 @@ def test_a_step_that_does_not_fit_runs_in_smaller_pieces(twins: Twins) -> None:
     whole, cut = results
     assert cut.tokens == whole.tokens
     assert cut.errors == whole.errors == (None, None, None)
-    for a, b in zip(whole.prompt_logprobs, cut.prompt_logprobs, strict=True):
+    for a, b in zip(whole.scored, cut.scored, strict=True):
         assert [x.token for x in a] == [x.token for x in b]
         assert [x.logprob for x in a] == pytest.approx([x.logprob for x in b], abs=1e-5)
 

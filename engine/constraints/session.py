@@ -1,0 +1,312 @@
+"""Requests in their grammars: which tokens are forced, which are allowed, and when an output is over.
+
+Masks are computed by threads of their own as soon as it is known what came before, while the model runs. Forced tokens
+are the grammar's, in canonical tokenisation, whether they are appended at once (jump-forward) or decoded one by one
+(`jump_forward=False`, an ablation): the output is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from engine.clock import stopwatch
+from engine.constraints.backends import make_backend
+from engine.constraints.base import GrammarError, GrammarLimits, Mask, Matcher
+from engine.constraints.grammar import Grammar
+from engine.request import RequestError
+from engine.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from engine.constraints.cache import GrammarCache
+
+CACHE_BYTES = 256 << 20
+"""Of compiled grammars that are kept."""
+_ROWS_A_THREAD = 8
+"""Masks that one thread computes before another is worth waking."""
+
+
+class Forced(NamedTuple):
+    """What follows a token without a choice."""
+
+    tokens: tuple[int, ...]
+    """Append these."""
+    complete: bool
+    """Then the output is over."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What constrained decoding did so far; seconds of work unless they say otherwise."""
+
+    requests: int = 0
+    forced_tokens: int = 0
+    passes_saved: int = 0
+    masks: int = 0
+    mask_s: float = 0.0
+    """In the threads."""
+    waited_s: float = 0.0
+    """That the engine's thread waited for masks."""
+    compiled: int = 0
+    compile_s: float = 0.0
+
+
+class Constraint:
+    """One request in its grammar."""
+
+    def __init__(self, matcher: Matcher, compile_s: float, *, jump_forward: bool, n_words: int) -> None:
+        self.compile_s = compile_s
+        """Seconds that its grammar took to compile; 0 when it was known."""
+        self.forced_tokens = 0
+        self.passes_saved = 0
+        """Forward passes that decoding the forced tokens one by one would have taken more."""
+        self.mask_s = 0.0
+        """Seconds of computing its masks."""
+        self.error: str | None = None
+        """Why the output can't go on."""
+        self._matcher = matcher
+        self._jump_forward = jump_forward
+        self._n_words = n_words
+        self._held: list[int] = []
+        """Forced tokens that are to be decoded."""
+        self._complete = False
+        """The output is over after those."""
+        self._mask: Future[None] | None = None
+        self._words: Mask | None = None
+
+    @property
+    def needs_mask(self) -> bool:
+        """What comes next is the model's choice."""
+        return not self._held and self.error is None
+
+    def begin(self, room: int, *, hold: bool) -> tuple[int, ...]:
+        """The tokens that the output begins with, at most `room` - 1: at least one is left to decode.
+
+        hold: leave all of them to be decoded. Raises GrammarError.
+        """
+        return self._run(room, hold=room if hold else 0, hold_at_end=1).tokens
+
+    def follow(self, token: int, room: int, *, score_last: bool) -> Forced:
+        """The output's next token has come; `room` more may.
+
+        score_last: where forced tokens end the output, the last one is decoded, so that all have a log-probability.
+        Raises GrammarError.
+        """
+        if self._held:
+            expected = self._held.pop(0)
+            if token != expected:
+                raise GrammarError(f"token {token} came where the grammar forces {expected}")
+            return Forced((), self._complete and not self._held)
+        self._matcher.accept((token,))
+        return self._run(room, hold=0, hold_at_end=int(score_last))
+
+    def _run(self, room: int, *, hold: int, hold_at_end: int) -> Forced:
+        """What is forced from here. Its last `hold` tokens are held to be decoded; `hold_at_end` if it is the end."""
+        run: list[int] = []
+        while len(run) <= room and (more := self._matcher.forced()):
+            self._matcher.accept(more)
+            run += more
+        complete = len(run) <= room and self._matcher.complete
+        run = run[:room]
+        if complete or len(run) == room:
+            hold = max(hold, hold_at_end)
+        n = max(0, len(run) - hold) if self._jump_forward else 0
+        self.forced_tokens += len(run)
+        self._held, self._complete = run[n:], complete
+        return Forced(tuple(run[:n]), complete and not self._held)
+
+    # ---- masks
+
+    def will_fill(self, words: Mask, done: Future[None]) -> None:
+        """A thread is about to fill `words`."""
+        self._words, self._mask = words, done
+
+    def fill(self) -> None:
+        """Fills the words. In a thread of its own; nobody else touches the matcher until it is done."""
+        assert self._words is not None
+        begun = stopwatch()
+        try:
+            self._matcher.fill(self._words)
+        except GrammarError as error:
+            self.error = str(error)
+        self.mask_s += stopwatch() - begun
+
+    def mask(self) -> Mask | None:
+        """What may come next, waiting for it if need be; None when something went wrong (see `error`)."""
+        if self._held:
+            words = np.zeros(self._n_words, np.uint32)
+            words[self._held[0] // 32] = 1 << self._held[0] % 32
+            return words.view(np.int32)
+        assert self._mask is not None, "nobody has asked for this mask to be prepared"
+        self._mask.result()
+        return None if self.error is not None else self._words
+
+
+class Constraints:
+    """The grammars of one engine's requests.
+
+    eos: token ids that end an output. `compile` may be called from any thread, the rest from the engine's only.
+    Raises ConfigError for a backend that isn't known or not installed.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        eos: Sequence[int],
+        backend: str = "llguidance",
+        jump_forward: bool = True,
+        limits: GrammarLimits | None = None,
+    ) -> None:
+        self.counts = Counts()
+        self._jump_forward = jump_forward
+        self._n_words = -(-vocab_size // 32)
+        ends = tuple(eos) or tokenizer.eos_token_ids
+        self._make = partial(make_backend, backend, tokenizer, vocab_size=vocab_size, eos=ends, limits=limits)
+        self._cache: GrammarCache | None = None
+        self._making = threading.Lock()
+        self._compiled_ahead: dict[str, float] = {}
+        """Seconds that grammars took which nobody has used yet, by digest."""
+        self._n_threads = max(1, min(4, (os.cpu_count() or 1) - 1))
+        self._threads = ThreadPoolExecutor(self._n_threads, thread_name_prefix="masks")
+
+    def compile(self, grammar: Grammar) -> float:
+        """Compiles the grammar unless it is known. Returns the seconds that took. Raises GrammarError."""
+        seconds = self._grammars().get(grammar)[1]
+        if seconds > 0:
+            self._compiled_ahead[grammar.digest] = seconds
+        return seconds
+
+    def _grammars(self) -> GrammarCache:
+        """The backend is set up, and its library loaded, for the first request that needs it."""
+        with self._making:
+            if self._cache is None:
+                from engine.constraints.cache import GrammarCache
+
+                self._cache = GrammarCache(self._make(), max_bytes=CACHE_BYTES)
+            return self._cache
+
+    def open(self, grammar: Grammar) -> Constraint:
+        """A new output in the grammar. Raises GrammarError."""
+        compiled, seconds = self._grammars().get(grammar)
+        seconds += self._compiled_ahead.pop(grammar.digest, 0.0)
+        self.counts.requests += 1
+        self.counts.compiled += seconds > 0
+        self.counts.compile_s += seconds
+        return Constraint(compiled.matcher(), seconds, jump_forward=self._jump_forward, n_words=self._n_words)
+
+    def prepare(self, constraints: Sequence[Constraint]) -> None:
+        """Starts to compute the next mask of each."""
+        wanted = [constraint for constraint in constraints if constraint.needs_mask]
+        if not wanted:
+            return
+        masks = np.zeros((len(wanted), self._n_words), np.int32)
+        n_parts = min(self._n_threads, -(-len(wanted) // _ROWS_A_THREAD))
+        for part in range(n_parts):
+            mine = wanted[part::n_parts]
+            done: Future[None] = Future()
+            for constraint, words in zip(mine, masks[part::n_parts], strict=True):
+                constraint.will_fill(words, done)
+            self._threads.submit(_fill, mine, done)
+        self.counts.masks += len(wanted)
+
+    def masks(self, constraints: Sequence[Constraint | None]) -> list[Mask | None] | None:
+        """The mask of each, None where there is no constraint; None when there is none at all."""
+        if all(constraint is None for constraint in constraints):
+            return None
+        begun = stopwatch()
+        found = [None if constraint is None else constraint.mask() for constraint in constraints]
+        self.counts.waited_s += stopwatch() - begun
+        return found
+
+    def ended(self, constraint: Constraint) -> None:
+        """The request is over: its figures are added up."""
+        self.counts.forced_tokens += constraint.forced_tokens
+        self.counts.passes_saved += constraint.passes_saved
+        self.counts.mask_s += constraint.mask_s
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(wait=False)
+
+
+def _fill(constraints: Sequence[Constraint], done: Future[None]) -> None:
+    try:
+        for constraint in constraints:
+            constraint.fill()
+    except BaseException as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
+class RecordedConstraint(Constraint):
+    """Replay: what the grammar forced is in the log, and no grammar is needed."""
+
+    def __init__(self, begins_with: Sequence[int]) -> None:
+        self._begins_with = tuple(begins_with)
+        self.compile_s = self.mask_s = 0.0
+        self.forced_tokens = self.passes_saved = 0
+        self.error = None
+        self.recorded = Forced((), False)
+        """What followed the token that is taken next."""
+
+    @property
+    def needs_mask(self) -> bool:
+        return False
+
+    def begin(self, room: int, *, hold: bool) -> tuple[int, ...]:
+        self.forced_tokens += len(self._begins_with)
+        return self._begins_with
+
+    def follow(self, token: int, room: int, *, score_last: bool) -> Forced:
+        self.forced_tokens += len(self.recorded.tokens)
+        return self.recorded
+
+    def mask(self) -> Mask | None:
+        return None
+
+
+class RecordedConstraints:
+    """`Constraints` of a replay."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self.begins_with: Sequence[int] = ()
+        """Of the next request."""
+
+    def compile(self, grammar: Grammar) -> float:
+        return 0.0
+
+    def open(self, grammar: Grammar) -> Constraint:
+        return RecordedConstraint(self.begins_with)
+
+    def prepare(self, constraints: Sequence[Constraint]) -> None:
+        pass
+
+    def masks(self, constraints: Sequence[Constraint | None]) -> None:
+        return None
+
+    def ended(self, constraint: Constraint) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class NoConstraints(RecordedConstraints):
+    """Of an engine without a tokenizer."""
+
+    def compile(self, grammar: Grammar) -> float:
+        raise RequestError("a grammar needs a tokenizer and this engine has none")
+
+    def open(self, grammar: Grammar) -> Constraint:
+        raise RequestError("a grammar needs a tokenizer and this engine has none")
