@@ -1,0 +1,149 @@
+"""POST /v1/completions: text from one prompt or several."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from engine.request import TokenLogprob
+from engine.server import asking
+from engine.server.errors import ApiError, unsupported
+from engine.server.generation import Finish, Generation
+from engine.server.group import Ask, Group, queue
+from engine.server.openai_models import CompletionRequest, CompletionResponse, PromptList
+from engine.server.sampling import grammar_of, request_params
+from engine.server.sse import DONE, EventStream, answer, event
+from engine.server.state import ServerState
+from engine.server.token_logprobs import TextLogprobs
+from engine.server.usage import Usage
+from engine.tokenizer import Tokenizer
+
+_DEFAULT_MAX_TOKENS = 16
+
+
+def make_router(state: ServerState) -> APIRouter:
+    router = APIRouter(tags=["OpenAI"])
+
+    @router.post("/v1/completions", response_model=CompletionResponse)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        completion = _Completion(state, body, request)
+        if body.stream:
+            return EventStream(completion.stream())
+        return await answer(request.receive, completion.whole())
+
+    return router
+
+
+class _Completion:
+    """One request. Choice i * n + j is sample j of prompt i."""
+
+    def __init__(self, state: ServerState, body: CompletionRequest, request: Request) -> None:
+        """Raises ApiError for what can be refused without the engine."""
+        asking.check(state, body)
+        self._prompts: PromptList = body.prompt
+        if len(self._prompts) > state.config.max_prompts:
+            told = f"{len(self._prompts)} prompts were given: at most {state.config.max_prompts} are allowed at once"
+            raise ApiError(400, told, param="prompt", code="invalid_value")
+        self._n = body.n or 1
+        if body.best_of not in (None, self._n):
+            raise unsupported("best_of", f"every sample is answered: leave it out, or set it to n={self._n}")
+        self._service = state.service
+        self._body = body
+        self._options = asking.options(request, body)
+        self._head = asking.head("text_completion", "cmpl", state.model_name)
+        self._params = request_params(
+            body,
+            max_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+            logprobs=body.logprobs,
+            grammar=grammar_of(body),
+        )
+
+    async def whole(self) -> dict[str, Any]:
+        group = await self._queue()
+        try:
+            found = await group.collect()
+        finally:
+            group.cancel()
+        usage = Usage.of([generation.prompt for generation in group.generations])
+        choices = []
+        for i, samples in enumerate(found):
+            for j, sample in enumerate(samples):
+                usage.add(j, sample.finish)
+                choice = self._open(group, i, j)
+                choices.append(choice.take(sample.text, sample.logprobs, sample.finish))
+        return {**self._head, "choices": choices, "usage": usage.as_data()}
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        group = await self._queue()
+        try:
+            usage = Usage.of([generation.prompt for generation in group.generations])
+            wants_usage = asking.wants_usage(self._body)
+            no_usage = {"usage": None} if wants_usage else {}
+            choices: dict[int, _Choice] = {}
+            async for i, delta in group.pieces():
+                index = i * self._n + delta.index
+                if index not in choices:
+                    choices[index] = self._open(group, i, delta.index)
+                if delta.finish is not None:
+                    usage.add(delta.index, delta.finish)
+                if choices[index].is_news(delta.text, delta.logprobs, delta.finish):
+                    piece = choices[index].take(delta.text, delta.logprobs, delta.finish)
+                    yield event({**self._head, "choices": [piece], **no_usage})
+            if wants_usage:
+                yield event({**self._head, "choices": [], "usage": usage.as_data()})
+            yield DONE
+        finally:
+            group.cancel()
+
+    async def _queue(self) -> Group:
+        asks = [await self._ask(prompt) for prompt in self._prompts]
+        return await queue(self._service, asks, **self._options)
+
+    async def _ask(self, prompt: str | list[int]) -> Ask:
+        if not self._body.echo or self._body.logprobs is None:
+            return Ask(prompt, self._params)
+        ids = await self._service.tokenize(prompt) if isinstance(prompt, str) else prompt
+        if len(ids) < 2:  # nothing has a log-probability: the first token has nothing before it
+            return Ask(ids, self._params)
+        return Ask(ids, dataclasses.replace(self._params, prompt_logprobs=self._body.logprobs))
+
+    def _open(self, group: Group, i: int, j: int) -> _Choice:
+        generation, given = group.generations[i], self._prompts[i]
+        echo = None
+        if self._body.echo:
+            echo = given if isinstance(given, str) else self._service.tokenizer.decode(given)
+        return _Choice(i * self._n + j, self._service.tokenizer, generation, echo)
+
+
+class _Choice:
+    """One choice as it grows. Its first piece begins with the prompt where that is echoed."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, generation: Generation, echo: str | None) -> None:
+        self._index = index
+        self._generation = generation
+        self._echo = echo
+        self._logprobs: TextLogprobs | None = None
+        if generation.params.logprobs is not None:
+            self._logprobs = TextLogprobs(tokenizer, generation.prompt if echo is None else ())
+
+    def is_news(self, text: str, logprobs: Sequence[TokenLogprob], finish: Finish | None) -> bool:
+        """There is something to tell; a token alone may have no text yet."""
+        return bool(text or logprobs or finish is not None or self._echo is not None)
+
+    def take(self, text: str, logprobs: Sequence[TokenLogprob], finish: Finish | None) -> dict[str, Any]:
+        unscored: Sequence[int] = ()
+        if self._echo is not None:
+            text = self._echo + text
+            unscored = self._generation.prompt[:1]
+            logprobs = [*self._generation.prompt_logprobs, *logprobs]
+            self._echo = None
+        return {
+            "index": self._index,
+            "text": text,
+            "logprobs": None if self._logprobs is None else self._logprobs.take(logprobs, unscored),
+            "finish_reason": None if finish is None else finish.reason,
+        }
