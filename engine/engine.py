@@ -339,6 +339,7 @@ class Engine:
             try:
                 recorded[i], reason = self._grow(request, token, known, now)
             except RequestError as failure:
+                request.cut(request.output_tokens - 1)  # the token that its grammar couldn't follow
                 request.error = errors[i] = str(failure)
                 ends.append((request, FinishReason.ERROR))
                 continue
@@ -387,10 +388,11 @@ class Engine:
             return Forced((), False)
         if isinstance(constraint, RecordedConstraint) and known is not None:
             constraint.recorded = Forced(known.forced, known.complete)
-        computed = request.n_computed >= request.n_tokens  # by a step under way, alone: forced ones take one more
+        under_way = request.n_computed >= request.n_tokens
         room = request.max_tokens - request.output_tokens
         forced = constraint.follow(token, room, score_last=params.logprobs is not None)
-        constraint.passes_saved += max(0, len(forced.tokens) - computed)
+        known_end = forced.complete and len(forced.tokens) < room  # decoding would waste a step under way there too
+        constraint.passes_saved += max(0, len(forced.tokens) - (under_way and not known_end))
         return forced
 
     def _masks(self, batch: Batch) -> Sequence[Mask | None] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.clock import stopwatch
 from engine.constraints.backends import make_backend
-from engine.constraints.base import GrammarError, GrammarLimits, Mask, Matcher
+from engine.constraints.base import Backend, GrammarError, GrammarLimits, Mask, Matcher
 from engine.constraints.grammar import Grammar
 from engine.request import RequestError
 from engine.tokenizer import Tokenizer
@@ -152,7 +152,8 @@ class Constraint:
 class Constraints:
     """The grammars of one engine's requests.
 
-    eos: token ids that end an output. `compile` may be called from any thread, the rest from the engine's only.
+    eos: token ids that end an output. backend: a name, or what makes one.
+    `compile` may be called from any thread, the rest from the engine's only.
     Raises ConfigError for a backend that isn't known or not installed.
     """
 
@@ -162,7 +163,7 @@ class Constraints:
         *,
         vocab_size: int,
         eos: Sequence[int],
-        backend: str = "llguidance",
+        backend: str | Callable[[], Backend] = "llguidance",
         jump_forward: bool = True,
         limits: GrammarLimits | None = None,
     ) -> None:
@@ -170,7 +171,8 @@ class Constraints:
         self._jump_forward = jump_forward
         self._n_words = -(-vocab_size // 32)
         ends = tuple(eos) or tokenizer.eos_token_ids
-        self._make = partial(make_backend, backend, tokenizer, vocab_size=vocab_size, eos=ends, limits=limits)
+        named = partial(make_backend, tokenizer=tokenizer, vocab_size=vocab_size, eos=ends, limits=limits)
+        self._make = partial(named, backend) if isinstance(backend, str) else backend
         self._cache: GrammarCache | None = None
         self._making = threading.Lock()
         self._compiled_ahead: dict[str, float] = {}

@@ -83,16 +83,24 @@ class HashExecutor:
         assert (tokens >= 0).all(), "a row is computed from a token that nobody has chosen"
         return tokens
 
+    def allowed_token(self, tokens: np.ndarray, allowed: list[int]) -> int:
+        """The next token where a grammar allows only some."""
+        return allowed[int(prefix_hashes(tokens)[-1] >> np.uint64(33)) % len(allowed)]
+
     def sample(self, pending: Batch, masks: Any) -> tuple[Batch, list[int | None]]:
         tokens: list[int | None] = []
-        for row in pending.rows:
+        for i, row in enumerate(pending.rows):
             request = row.request
             if not row.awaits_token:
                 tokens.append(None)
                 continue
             assert request.n_pending == 0
             output, forced = request.output_tokens, request.params.forced_output
-            token = forced[output] if forced is not None else self.next_token(request.tokens[: request.n_tokens])
+            before = request.tokens[: request.n_tokens]
+            token = forced[output] if forced is not None else self.next_token(before)
+            if masks is not None and masks[i] is not None:
+                bits = np.unpackbits(masks[i].view(np.uint8), bitorder="little")
+                token = self.allowed_token(before, np.flatnonzero(bits).tolist())
             self.chosen[request.id] = token
             tokens.append(token)
         return pending, tokens
@@ -111,9 +119,14 @@ class HashExecutor:
                     for i, t in enumerate(request.tokens[first : first + row.n_scored], first)
                 )
             )
-        n = len(batch.rows)
+        logprobs = tuple(
+            TokenLogprob(token, -float(row.end))
+            if token is not None and row.request.params.logprobs is not None
+            else None
+            for row, token in zip(batch.rows, tokens, strict=True)
+        )
         errors = tuple("bad logits" if row.request.id in self.bad_requests else None for row in batch.rows)
-        return StepResult(tuple(tokens), (None,) * n, tuple(scored), errors, 0.001)
+        return StepResult(tuple(tokens), logprobs, tuple(scored), errors, 0.001)
 
 
 def make(*, pool_tokens: int = 64, executor: dict[str, Any] | None = None, **config: Any) -> Engine:
