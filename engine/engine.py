@@ -35,7 +35,7 @@ from engine.meter import Meter, StepTimes
 from engine.metrics import Metrics
 from engine.output import Outputs
 from engine.policies.base import Accept, Hint, Reject, RetryAt, broken
-from engine.policies.guard import ask
+from engine.policies.guard import Guard
 from engine.policies.registry import make_policy
 from engine.request import FinishReason, Request, RequestError, SamplingParams, Status, TokenLogprob, Tokens
 from engine.scheduler import Limits, Scheduler
@@ -58,7 +58,9 @@ class Engine:
         eos: Sequence[int] = (),
         cost: PrefillCost = UNIT,
         text_is_recorded: bool = False,
+        keep_history: bool = True,
     ) -> None:
+        """`keep_history`: keep the decision log and a sample a step, which grow for ever."""
         if config.overlap is None:
             config = dataclasses.replace(config, overlap=executor.device.startswith("cuda"))
         self.executor = executor
@@ -82,7 +84,8 @@ class Engine:
                 "vocab_size": executor.vocab_size,
                 "eos": list(eos),
                 "cost": list(dataclasses.astuple(cost)),
-            }
+            },
+            keep=keep_history,
         )
         self.outputs = Outputs(tokenizer, text_is_recorded=text_is_recorded)
         self.constraints = self._make_constraints(text_is_recorded)
@@ -107,7 +110,7 @@ class Engine:
             make_policy("retention", config.retention, args["retention"]),
             self.log,
         )
-        self.admission = make_policy("admission", config.admission, args["admission"])
+        self.admission = Guard(make_policy("admission", config.admission, args["admission"]))
         self.scheduler = Scheduler(
             memory=memory,
             policy=make_policy("scheduling", config.schedule, args["schedule"]),
@@ -116,7 +119,7 @@ class Engine:
             log=self.log,
         )
         self.memory = memory
-        self.meter = Meter(self.scheduler)
+        self.meter = Meter(self.scheduler, keep_steps=keep_history)
 
     def _make_constraints(self, recorded: bool) -> Constraints | RecordedConstraints:
         if recorded:
@@ -148,6 +151,13 @@ class Engine:
     def has_work(self) -> bool:
         """Something waits, runs, or is on its way back from the device."""
         return bool(self.scheduler.waiting or self.scheduler.running or self._deferred or self.loop.under_way)
+
+    @property
+    def idle_until(self) -> float | None:
+        """When the next step is due, on the engine's clock, if all there is to do is to wait; a step would sleep."""
+        if not self._deferred or self.scheduler.waiting or self.scheduler.running or self.loop.under_way:
+            return None
+        return self._deferred[0][0]
 
     @property
     def capacity_tokens(self) -> int:
@@ -231,14 +241,15 @@ class Engine:
             if request.error is not None:
                 for sibling in requests[: request.id - requests[0].id]:
                     self._end(sibling, FinishReason.ABORT, now)
-                raise RequestError(f"refused by the admission policy: {request.error}")
+                raise AdmissionRefused(f"refused by the admission policy: {request.error}")
         if constraints:
             self.constraints.prepare(constraints)
         return requests
 
     def _begin(self, params: SamplingParams, constraints: Sequence[Constraint]) -> tuple[int, ...]:
-        """What every sample of the prompt begins with. A stop string may stand in it: then it is decoded."""
-        begun = [constraint.begin(params.max_tokens, hold=bool(params.stop)) for constraint in constraints]
+        """What every sample of the prompt begins with. Where it may hold what stops the output, it is decoded."""
+        hold = bool(params.stop or params.stop_token_ids)
+        begun = [constraint.begin(params.max_tokens, hold=hold) for constraint in constraints]
         for constraint in constraints:
             constraint.passes_saved += len(begun[0])
         return begun[0]
@@ -251,21 +262,22 @@ class Engine:
 
     def _ask_admission(self, request: Request, now: float) -> None:
         self.scheduler.view.now = now
-        answer = ask(self.admission, "admit", request, self.scheduler.view)
+        answer = self.admission.ask("admit", request, self.scheduler.view)
         if isinstance(answer, Reject):
             request.status, request.finish_reason, request.error = Status.FINISHED, FinishReason.ERROR, answer.reason
-            request.finished_at = now
+            request.fault, request.finished_at = Fault.LOAD, now
             self.metrics.rejected += 1
             self._decide("refuse", now, request.id, answer.reason)
         elif isinstance(answer, RetryAt):
             if not answer.time > now:
-                raise broken(self.admission, "admit", f"said RetryAt({answer.time}) at {now}: it must lie ahead")
+                raise broken(self.admission.policy, "admit", f"said RetryAt({answer.time}) at {now}: it must lie ahead")
             heapq.heappush(self._deferred, (answer.time, request.id, request))
             self._decide("defer", now, request.id, repr(answer.time))
         elif isinstance(answer, Accept):
             self.scheduler.add(request)
         else:
-            raise broken(self.admission, "admit", f"gave {answer!r}; it must be Accept(), Reject(...) or RetryAt(...)")
+            what = f"gave {answer!r}; it must be Accept(), Reject(...) or RetryAt(...)"
+            raise broken(self.admission.policy, "admit", what)
 
     def abort(self, request: Request) -> None:
         """Ends a request at any stage; no effect on a finished one."""
@@ -322,6 +334,7 @@ class Engine:
             error = result.errors[i] or (request.constraint.error if request.constraint is not None else None)
             if error is not None:
                 request.error = errors[i] = error
+                request.fault = Fault.CALLER if result.errors[i] is None else Fault.ENGINE
                 ends.append((request, FinishReason.ERROR))
                 continue
             if result.scored[i]:
@@ -340,7 +353,8 @@ class Engine:
                 recorded[i], reason = self._grow(request, token, known, now)
             except RequestError as failure:
                 request.cut(request.output_tokens - 1)  # the token that its grammar couldn't follow
-                request.error = errors[i] = str(failure)
+                request.error, request.fault = str(failure), Fault.CALLER
+                errors[i] = request.error
                 ends.append((request, FinishReason.ERROR))
                 continue
             if reason is not None:
@@ -406,7 +420,7 @@ class Engine:
         self._input("failure", now, step=batch.step, a=failure.stage, text=why)
         failed = [row.request for row in batch.rows if not row.request.finished]
         for request in failed:
-            request.error = why
+            request.error, request.fault = why, Fault.ENGINE
             self._end(request, FinishReason.ERROR, now)
         self.scheduler.put_back()
         self.memory.reset()
@@ -432,8 +446,9 @@ class Engine:
     # ---- deferred requests
 
     def _wait_for_deferred(self) -> None:
-        if self._deferred and not (self.scheduler.waiting or self.scheduler.running or self.loop.under_way):
-            self.clock.sleep_until(self._deferred[0][0])
+        until = self.idle_until
+        if until is not None:
+            self.clock.sleep_until(until)
 
     def _retry_deferred(self, now: float) -> list[Request]:
         refused = []
