@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -79,6 +79,9 @@ class BytePairTokenizer:
         self.bos_token_id: int | None = specials.index(bos)
         self.eos_token_ids: tuple[int, ...] = (specials.index(eos),)
         self.special_ids = frozenset(range(len(specials)))
+        self.special_tokens: Mapping[str, str] = {"bos_token": bos, "eos_token": eos}
+        self.chat_templates: Mapping[str, str] = {}
+        self.added_tokens: Mapping[str, int] = {text: i for i, text in enumerate(specials)}
         self.vocab_size = len(specials) + 256 + len(merges)
         self._rank = {pair: i for i, pair in enumerate(merges)}
         symbols = [bytes([b]) for b in range(256)]
@@ -93,6 +96,22 @@ class BytePairTokenizer:
         for piece in _PIECE.findall(text):
             ids += self._encode_piece(piece)
         return ids
+
+    def named_encoder(self, names: Mapping[str, str]) -> Callable[[str], list[int]]:
+        """`encode` without tokens around, for texts in which special tokens are read by the names given here.
+
+        names: text of a special token to its name.
+        """
+        ids = {name: self.added_tokens[text] for text, name in names.items()}
+        named = re.compile(f"({'|'.join(map(re.escape, ids)) or '(?!)'})")
+
+        def encode(text: str) -> list[int]:
+            tokens: list[int] = []
+            for part in named.split(text):
+                tokens += [ids[part]] if part in ids else self.encode(part, add_special_tokens=False)
+            return tokens
+
+        return encode
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")

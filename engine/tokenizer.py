@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,18 @@ class Tokenizer(Protocol):
         """Tokens that steer and have no text."""
 
     @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """What chat templates call them (`bos_token`, `eos_token`, ...) and their texts."""
+
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Tokens beside the vocabulary that was learnt, special ones among them: their texts and ids."""
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """Sources of the chat templates that came with it: `default`, perhaps `tool_use`."""
+
+    @property
     def strips_leading_space(self) -> bool:
         """Encoding puts a space before the text (sentencepiece), so decoding takes one away."""
 
@@ -51,6 +63,12 @@ class Tokenizer(Protocol):
         """add_special_tokens: with what the model wants around a text, `<s>` before it say.
 
         Raises RequestError for half a surrogate pair.
+        """
+
+    def named_encoder(self, names: Mapping[str, str]) -> Callable[[str], list[int]]:
+        """`encode` without tokens around, for texts in which some added tokens go by other names.
+
+        names: text of an added token to its name. That text is plain text then, and the name is the token.
         """
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -76,7 +94,16 @@ def builtin_tokenizer() -> BytePairTokenizer:
 class HFTokenizer:
     """A tokenizer of the `transformers` library, byte-level (GPT-2, Llama 3, Qwen) or sentencepiece-like (Llama 2)."""
 
-    def __init__(self, fast: Any, eos_token_ids: Sequence[int], bos_token_id: int | None, name: str) -> None:
+    def __init__(
+        self,
+        fast: Any,
+        eos_token_ids: Sequence[int],
+        bos_token_id: int | None,
+        name: str,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        chat_templates: Mapping[str, str] | None = None,
+    ) -> None:
         """fast: a `tokenizers.Tokenizer`. Raises TokenizerError when its decoder is of another kind."""
         self.name = name
         self.eos_token_ids = tuple(eos_token_ids)
@@ -86,7 +113,11 @@ class HFTokenizer:
         fast.no_padding()
         vocab: dict[str, int] = fast.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values(), default=-1) + 1
-        self.special_ids = frozenset(i for i, token in fast.get_added_tokens_decoder().items() if token.special)
+        added = fast.get_added_tokens_decoder()
+        self.added_tokens: Mapping[str, int] = {token.content: i for i, token in added.items()}
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.special_tokens: Mapping[str, str] = special_tokens or {}
+        self.chat_templates: Mapping[str, str] = chat_templates or {}
         decoder = json.loads(fast.to_str())["decoder"]
         kinds = _decoder_kinds(decoder)
         self._bytes = [b""] * self.vocab_size
@@ -112,6 +143,19 @@ class HFTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         refuse_half_characters(text)
         return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def named_encoder(self, names: Mapping[str, str]) -> Callable[[str], list[int]]:
+        from tokenizers import Tokenizer as Fast
+
+        renamed = Fast.from_str(json.dumps(_renamed(json.loads(self._fast.to_str()), names), ensure_ascii=False))
+        own_ids = {renamed.token_to_id(names.get(text, text)): i for text, i in self.added_tokens.items()}
+
+        def encode(text: str) -> list[int]:
+            refuse_half_characters(text)
+            ids = renamed.encode(text, add_special_tokens=False).ids
+            return [own_ids.get(i, i) for i in ids]
+
+        return encode
 
     def decode(self, ids: Sequence[int]) -> str:
         return decode_bytes(self, ids)
@@ -147,9 +191,12 @@ def _from_file(path: Path) -> HFTokenizer:
         fast = Fast.from_file(str(path))
     except Exception as error:
         raise TokenizerError(f"{path} is not a tokenizer.json that can be read: {error}") from error
-    eos = [i for i in map(fast.token_to_id, _EOS_NAMES) if i is not None]
-    bos = [i for i in map(fast.token_to_id, _BOS_NAMES) if i is not None]
-    return HFTokenizer(fast, eos, bos[0] if bos else None, str(path))
+    vocab: dict[str, int] = fast.get_vocab(with_added_tokens=True)
+    bos = [name for name in _BOS_NAMES if name in vocab]
+    eos = [name for name in _EOS_NAMES if name in vocab]
+    special_tokens = {kind: names[0] for kind, names in (("bos_token", bos), ("eos_token", eos)) if names}
+    bos_id = vocab[bos[0]] if bos else None
+    return HFTokenizer(fast, [vocab[name] for name in eos], bos_id, str(path), special_tokens=special_tokens)
 
 
 def _from_folder(folder: Path, name: str) -> HFTokenizer:
@@ -166,7 +213,15 @@ def _from_folder(folder: Path, name: str) -> HFTokenizer:
     eos = [slow_or_fast.eos_token_id] if slow_or_fast.eos_token_id is not None else []
     for file in ("generation_config.json", "config.json"):
         eos += _eos_ids(folder / file)
-    return HFTokenizer(fast, tuple(dict.fromkeys(eos)), slow_or_fast.bos_token_id, name)
+    templates = slow_or_fast.chat_template or {}
+    return HFTokenizer(
+        fast,
+        tuple(dict.fromkeys(eos)),
+        slow_or_fast.bos_token_id,
+        name,
+        special_tokens=slow_or_fast.special_tokens_map,
+        chat_templates={"default": templates} if isinstance(templates, str) else templates,
+    )
 
 
 def _eos_ids(file: Path) -> list[int]:
@@ -178,6 +233,28 @@ def _eos_ids(file: Path) -> list[int]:
     except ValueError as error:
         raise TokenizerError(f"{file} is not JSON: {error}") from error
     return list(value) if isinstance(value, list) else [value] if isinstance(value, int) else []
+
+
+def _renamed(data: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A tokenizer.json whose added tokens, and their entries in the vocabulary, go by other names."""
+    for token in data["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = data["model"]
+    merged = {part for merge in model.get("merges") or () for part in _parts(merge)}
+    names = {text: name for text, name in names.items() if text not in merged}
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {names.get(text, text): i for text, i in vocab.items()}
+    else:
+        model["vocab"] = [[names.get(text, text), score] for text, score in vocab]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    return data
+
+
+def _parts(merge: str | list[str]) -> list[str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return [left, right, left + right]
 
 
 def _decoder_kinds(decoder: dict[str, Any] | None) -> list[str]:
