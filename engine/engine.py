@@ -37,7 +37,17 @@ from engine.output import Outputs
 from engine.policies.base import Accept, Hint, Reject, RetryAt, broken
 from engine.policies.guard import Guard
 from engine.policies.registry import make_policy
-from engine.request import FinishReason, Request, RequestError, SamplingParams, Status, TokenLogprob, Tokens
+from engine.request import (
+    AdmissionRefused,
+    Fault,
+    FinishReason,
+    Request,
+    RequestError,
+    SamplingParams,
+    Status,
+    TokenLogprob,
+    Tokens,
+)
 from engine.scheduler import Limits, Scheduler
 from engine.tokenizer import Tokenizer
 
@@ -353,8 +363,8 @@ class Engine:
                 recorded[i], reason = self._grow(request, token, known, now)
             except RequestError as failure:
                 request.cut(request.output_tokens - 1)  # the token that its grammar couldn't follow
-                request.error, request.fault = str(failure), Fault.CALLER
-                errors[i] = request.error
+                request.error = errors[i] = str(failure)
+                request.fault = Fault.CALLER
                 ends.append((request, FinishReason.ERROR))
                 continue
             if reason is not None:

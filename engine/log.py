@@ -59,9 +59,12 @@ class LogError(ValueError):
 
 
 class Log:
-    """Events in order, and the configuration of the engine that they belong to."""
+    """Events in order, and the configuration of the engine that they belong to. `keep=False`: all are forgotten."""
 
-    def __init__(self, config: dict[str, Any] | None = None, events: list[Event] | None = None) -> None:
+    def __init__(
+        self, config: dict[str, Any] | None = None, events: list[Event] | None = None, *, keep: bool = True
+    ) -> None:
+        self.keep = keep
         self.config = config or {}
         self.events = events if events is not None else []
 
@@ -69,7 +72,8 @@ class Log:
         return len(self.events)
 
     def add(self, event: Event) -> None:
-        self.events.append(event)
+        if self.keep:
+            self.events.append(event)
 
     def inputs(self) -> Iterator[Event]:
         return (event for event in self.events if event.side == "input")

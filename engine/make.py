@@ -15,17 +15,25 @@ if TYPE_CHECKING:
     from engine.executor.cuda import CudaExecutor
 
 
-def make_engine(config: EngineConfig, *, clock: Clock | None = None) -> Engine:
+def make_engine(config: EngineConfig, *, clock: Clock | None = None, keep_history: bool = True) -> Engine:
     """An engine on this machine's hardware for `config.model`. Imports torch.
 
-    Raises ModelError, TokenizerError, PolicyError or ConfigError.
+    `keep_history`: see `Engine`. Raises ModelError, TokenizerError, PolicyError or ConfigError.
     """
     from engine.device import choose_device
 
     executor = _cuda_executor(config) if choose_device(config) == "cuda" else _cpu_executor(config)
     model = executor.model.config
     cost = PrefillCost.of(model)
-    return Engine(executor, _tokenizer(config), config, clock=clock, eos=model.eos_token_ids, cost=cost)
+    return Engine(
+        executor,
+        _tokenizer(config),
+        config,
+        clock=clock,
+        eos=model.eos_token_ids,
+        cost=cost,
+        keep_history=keep_history,
+    )
 
 
 def _cpu_executor(config: EngineConfig) -> CpuExecutor:

@@ -15,9 +15,12 @@ from engine.cache.base import Cache, Match, Pages
 from engine.cache.page_pool import PagePool
 from engine.clock import stopwatch
 from engine.log import Event, Log
+from engine.metrics import Histogram
 from engine.policies.base import RetentionPolicy, broken
-from engine.policies.guard import ask
+from engine.policies.guard import Guard
 from engine.request import Request
+
+IDLE_SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,12 +46,14 @@ class KVMemory:
     def __init__(self, cache: Cache, pool: PagePool, retention: RetentionPolicy, log: Log) -> None:
         self.cache = cache
         self.pool = pool
-        self.retention = retention
+        self.guard = Guard(retention)
         self.log = log
         self.page_size = cache.page_size
         self.step = 0
         self.seconds = 0.0
         """Time spent in here so far."""
+        self.evicted_idle = Histogram(IDLE_SECONDS)
+        """Of the pages evicted so far: seconds since each was last used."""
 
     @property
     def available(self) -> int:
@@ -135,6 +140,7 @@ class KVMemory:
     def _evict(self, n_tokens: int, request: Request) -> None:
         for gone in self.cache.evict(n_tokens, request):
             self.pool.free(gone.pages)
+            self.evicted_idle.add(gone.idle, len(gone.pages))
             self._decide("evict", -1, gone.start, gone.n_tokens, f"{gone.node}|{gone.namespace}")
 
     @_timed
@@ -159,9 +165,9 @@ class KVMemory:
         before = request.lock.n_tokens
         if request.kept_short:
             return 0, 0
-        keep = ask(self.retention, "keep", request, n_tokens - before, self.cache.ctx)
+        keep = self.guard.ask("keep", request, n_tokens - before, self.cache.ctx)
         if not isinstance(keep, int):
-            raise broken(self.retention, "keep", f"gave {keep!r}; it must be a number of tokens")
+            raise broken(self.guard.policy, "keep", f"gave {keep!r}; it must be a number of tokens")
         end = min(n_tokens, before + max(0, keep) // self.page_size * self.page_size)
         request.kept_short = end < n_tokens
         if end <= before:

@@ -28,7 +28,8 @@ class Counters(NamedTuple):
 
 
 class Meter:
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, *, keep_steps: bool = True) -> None:
+        self._keep_steps = keep_steps
         self._scheduler = scheduler
         self._memory = scheduler.memory
         self._cache_s = 0.0
@@ -49,6 +50,8 @@ class Meter:
         since = Counters(*(a - b for a, b in zip(self._counters(), self._before)))
         metrics.evicted_tokens, metrics.refetched_tokens, metrics.recomputed_tokens, metrics.preemptions = since
         metrics.peak_running = max(metrics.peak_running, n_running)
+        if not self._keep_steps:
+            return
         n_decode = sum(row.start >= row.request.prompt_tokens for row in batch.rows)
         cache_s = self._memory.seconds - self._cache_s
         metrics.steps.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,6 +29,21 @@ class StepSample(NamedTuple):
     cache_s: float
     forward_s: float
     other_s: float
+
+
+class Histogram:
+    """How many values were at most so much, by bucket; a value may count several times."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """bounds: the buckets' upper ends, rising; one more bucket takes what lies above."""
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+        """Sum of the values."""
+
+    def add(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
 
 @dataclass(slots=True)

@@ -13,6 +13,9 @@ class Outputs:
     `text_is_recorded`: stop strings were found when the run was recorded; no tokenizer looks for them again.
     """
 
+    makes_text = True
+    """False: `request.text` stays empty, somebody else makes it from the tokens. Stop strings are looked for anyway."""
+
     def __init__(self, tokenizer: Tokenizer | None, *, text_is_recorded: bool) -> None:
         self._tokenizer = tokenizer
         self._text_is_recorded = text_is_recorded
@@ -56,9 +59,9 @@ class Outputs:
 
     def close(self, request: Request) -> None:
         """Sets `request.text`; a stop token is no part of it."""
-        if self._tokenizer is None:
-            return
         text = self._texts.pop(request.id, None)
+        if self._tokenizer is None or not self.makes_text:
+            return
         if text is None:
             text = self._open(request, ())
             output = request.output

@@ -24,6 +24,10 @@ class RequestError(ValueError):
     """The request can't be served. The message says what was given, what is allowed and what to do."""
 
 
+class AdmissionRefused(RequestError):
+    """The admission policy wants none of it now."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How output tokens are chosen and when they end. Raises RequestError for values that make no sense."""
@@ -151,6 +155,17 @@ class Status(enum.Enum):
     FINISHED = "finished"
 
 
+class Fault(enum.Enum):
+    """What made a request fail."""
+
+    CALLER = "caller"
+    """What was asked for: a grammar that took too much, say."""
+    LOAD = "load"
+    """The admission policy."""
+    ENGINE = "engine"
+    """A step that failed, or what the model gave."""
+
+
 class FinishReason(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
@@ -231,6 +246,8 @@ class Request:
     stop_match: str | int | None = None
     """The stop string or stop token that ended it."""
     error: str | None = None
+    fault: Fault | None = None
+    """Set with `error`."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     added_at: float = 0.0

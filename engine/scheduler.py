@@ -19,7 +19,7 @@ from engine.executor.base import Batch, Row
 from engine.log import Event, Log
 from engine.memory import KVMemory
 from engine.policies.base import Hint, Node, RequestView, SchedulePolicy, broken
-from engine.policies.guard import ask, ask_each
+from engine.policies.guard import Guard
 from engine.prefix_groups import prefix_groups
 from engine.request import FinishReason, Request, Status
 
@@ -70,7 +70,7 @@ class Scheduler:
         self, *, memory: KVMemory, policy: SchedulePolicy, limits: Limits, rng: random.Random, log: Log
     ) -> None:
         self.memory = memory
-        self.policy = policy
+        self.guard = Guard(policy)
         self.limits = limits
         self.log = log
         self.view = View(self, rng)
@@ -91,15 +91,15 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         self.waiting[request.id] = request
-        ask(self.policy, "on_arrival", request, self.view)
+        self.guard.ask("on_arrival", request, self.view)
 
     def hint(self, hint: Hint) -> None:
         self.memory.cache.hint(hint)
-        ask(self.policy, "on_hint", hint, self.view)
+        self.guard.ask("on_hint", hint, self.view)
 
     def generated(self, request: Request, n: int) -> None:
         """`n` more tokens of the request are there."""
-        ask(self.policy, "on_tokens", request, n, self.view)
+        self.guard.ask("on_tokens", request, n, self.view)
 
     def finish(self, request: Request, reason: FinishReason, *, keep: bool = True) -> None:
         """Ends a request at any stage. What it computed goes to the cache, unless `keep` says it can't be trusted."""
@@ -112,7 +112,7 @@ class Scheduler:
         request.finish_reason = reason
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.estimate.on_finish(request)
-        ask(self.policy, "on_done", request, self.view)
+        self.guard.ask("on_done", request, self.view)
         self._decide("finish", request.id, request.output_tokens, text=reason.value)
 
     # ---- one pass
@@ -173,9 +173,11 @@ class Scheduler:
         left = request.n_tokens - request.n_computed
         n = left
         if left > 1 or budget < left:
-            n = ask(self.policy, "chunk", request, budget, self.view)
+            n = self.guard.ask("chunk", request, budget, self.view)
             if not isinstance(n, int) or not 1 <= n <= budget:
-                raise broken(self.policy, "chunk", f"gave {n!r} tokens; it must be from 1 to the budget of {budget}")
+                raise broken(
+                    self.guard.policy, "chunk", f"gave {n!r} tokens; it must be from 1 to the budget of {budget}"
+                )
             n = min(n, left)
         held = request.n_pages * self.memory.page_size - request.n_computed
         n = min(n, held + self.memory.available)
@@ -206,7 +208,7 @@ class Scheduler:
         memory = self.memory
         reserved = sum(self._still_needs(request) for request in self.running.values())
         yielded = 0
-        for given in ask_each(self.policy, "order", tuple(self.waiting.values()), self.view):
+        for given in self.guard.ask_each("order", tuple(self.waiting.values()), self.view):
             request = self._one_of(self.waiting, given, "order", "waiting")
             yielded += 1
             if budget <= 0 or len(self.running) >= self.limits.max_running:
@@ -221,10 +223,10 @@ class Scheduler:
             n = self._prefill(request, rows, budget)
             budget -= n
             reserved += self._still_needs(request)
-            ask(self.policy, "on_scheduled", request, n, n_cached, self.view)
+            self.guard.ask("on_scheduled", request, n, n_cached, self.view)
         if not yielded and not self.running:
             raise broken(
-                self.policy,
+                self.guard.policy,
                 "order",
                 f"yielded none of {len(self.waiting)} waiting requests while nothing runs: nothing could ever happen",
             )
@@ -261,7 +263,7 @@ class Scheduler:
         before = self.preemptions
         need = self._missing()
         running, waiting = tuple(self.running.values()), tuple(self.waiting.values())
-        for given in ask_each(self.policy, "preempt", running, waiting, max(0, need), self.view):
+        for given in self.guard.ask_each("preempt", running, waiting, max(0, need), self.view):
             self._preempt_one(self._one_of(self.running, given, "preempt", "running"))
             if need > 0 and (need := self._missing()) <= 0:
                 break
@@ -302,7 +304,7 @@ class Scheduler:
         if isinstance(given, Request) and requests.get(given.id) is given:
             return given
         named = f"request {given.id}" if isinstance(given, Request) else repr(given)
-        raise broken(self.policy, hook, f"yielded {named}, which isn't {state} (any more)")
+        raise broken(self.guard.policy, hook, f"yielded {named}, which isn't {state} (any more)")
 
     def _decide(self, kind: str, request: int, a: int = 0, b: int = 0, text: str = "") -> None:
         self.log.add(Event(self.step, self.view.now, "decision", kind, request, a, b, (), text))

@@ -68,6 +68,8 @@ class Evicted(NamedTuple):
     n_tokens: int
     pages: Pages
     """Free now; they belong to the caller again."""
+    idle: float
+    """Seconds since it was last used."""
 
 
 class Cache(Protocol):

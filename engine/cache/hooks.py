@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from engine.policies.base import EvictionPolicy
-from engine.policies.guard import ask_each, guarded
+from engine.policies.guard import Guard
 
 
 def overrides(policy: EvictionPolicy, hook: str) -> bool:
@@ -18,9 +18,10 @@ class Hooks:
 
     def __init__(self, policy: EvictionPolicy) -> None:
         def hook(name: str) -> Callable[..., Any] | None:
-            return guarded(policy, name) if overrides(policy, name) else None
+            return self.guard.hook(name) if overrides(policy, name) else None
 
         self.policy = policy
+        self.guard = Guard(policy)
         self.on_miss = hook("on_miss")
         self.on_insert = hook("on_insert")
         self.on_hit = hook("on_hit")
@@ -29,9 +30,9 @@ class Hooks:
         self.on_done = hook("on_done")
         self.on_hint = hook("on_hint")
         self.take = hook("take")
-        self.key = guarded(policy, "key")
-        self.keys = guarded(policy, "keys")
+        self.key = self.guard.hook("key")
+        self.keys = self.guard.hook("keys")
 
     def victims(self, *args: Any) -> Iterator[Any]:
         """The policy's own conversation, guarded at every step."""
-        return ask_each(self.policy, "victims", *args)
+        return self.guard.ask_each("victims", *args)

@@ -236,7 +236,8 @@ class PrefixStore:
         self.evictable_tokens -= n_tokens
         if self._hooks.on_evict:
             self._hooks.on_evict(node, keys, self.ctx)
-        return Evicted(node.id, node.namespace, node.start + keep, n_tokens, pages)
+        idle = self.now - node.used_at
+        return Evicted(node.id, node.namespace, node.start + keep, n_tokens, pages, idle)
 
     def _detach(self, node: RadixNode) -> None:
         parent = node.parent

@@ -8,11 +8,12 @@ from typing import Any
 
 from hypothesis import given
 
-from engine.cache.hooks import Hooks, guarded
+from engine.cache.hooks import Hooks
 from engine.cache.radix_tree import RadixTree
 from engine.conformance.fingerprint import fingerprint
 from engine.conformance.traffic import Script, Traffic, random_scripts, scripts
 from engine.policies.base import Ctx, EvictionPolicy, Hint, Node, RequestView, broken
+from engine.policies.guard import guarded
 
 
 class Watched(EvictionPolicy):

@@ -11,11 +11,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cache.hooks import guarded
 from engine.conformance.fingerprint import fingerprint
 from engine.conformance.traffic import Arrive, Held, Traffic, arrivals, make_request, random_scripts, script_of
 from engine.policies.base import Node, Prefetch, RequestView, SchedulePolicy, broken
 from engine.policies.eviction.lru import LRU
+from engine.policies.guard import guarded
 from engine.request import Request
 
 

@@ -103,7 +103,7 @@ class Sips(SchedulePolicy):
 
 def test_prompts_under_way_take_over_what_others_cached_meanwhile(hash_engine: HashEngine) -> None:
     engine = hash_engine(max_batch_tokens=64)
-    engine.scheduler.policy = Sips()
+    engine.scheduler.guard.policy = Sips()
     prompt = [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
     first, second = engine.add([*prompt, 0], ONE)[0], engine.add([*prompt, 2], ONE)[0]
     engine.run()
@@ -133,7 +133,7 @@ class Unyielding(SchedulePolicy):
 
 def test_the_engine_makes_room_where_the_policy_names_nobody(hash_engine: HashEngine) -> None:
     engine = hash_engine(pool_tokens=24, max_running=2)
-    engine.scheduler.policy = Unyielding()
+    engine.scheduler.guard.policy = Unyielding()
     requests = [engine.add([i] * (3 + i), SamplingParams(max_tokens=16), predicted_output=1)[0] for i in (1, 2)]
     while engine.has_work:
         engine.step()
@@ -146,7 +146,7 @@ def test_the_engine_makes_room_where_the_policy_names_nobody(hash_engine: HashEn
 
 def test_prompts_that_block_one_another_give_way(hash_engine: HashEngine) -> None:
     engine = hash_engine(pool_tokens=32, max_batch_tokens=8, max_running=4)
-    engine.scheduler.policy = Sips()
+    engine.scheduler.guard.policy = Sips()
     requests = [engine.add([i] * 12, ONE)[0] for i in (1, 2)]
     engine.step()
     taken = engine.memory.pool.alloc(engine.memory.pool.n_free)  # pages that somebody else took
@@ -180,7 +180,7 @@ def test_a_policy_may_preempt_although_memory_suffices(hash_engine: HashEngine) 
         def order(self, waiting: Sequence[RequestView], view: Any) -> Iterator[RequestView]:
             return iter(sorted(waiting, key=lambda request: -request.priority))
 
-    engine.scheduler.policy = Urgent()
+    engine.scheduler.guard.policy = Urgent()
     (slow,) = engine.add([1, 2], SamplingParams(max_tokens=9))
     engine.step()
     (urgent,) = engine.add([3, 4], ONE, priority=1)
@@ -276,7 +276,7 @@ def test_retention_decides_what_enters_the_cache(hash_engine: HashEngine) -> Non
         def keep(self, request: RequestView, n_new: int, ctx: Any) -> int:
             return n_new // 2
 
-    engine.memory.retention = Half()  # type: ignore[assignment]
+    engine.memory.guard.policy = Half()  # type: ignore[assignment]
     engine.generate([[1] * 8], SamplingParams(max_tokens=3))
     assert engine.memory.cache.cached_tokens == 4
     engine.check()
