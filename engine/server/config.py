@@ -58,6 +58,8 @@ class ServerConfig:
     """For long texts and grammars."""
     chat_template: Path | None = None
     """A Jinja file instead of the tokenizer's own template."""
+    tool_format: str | None = None
+    """How the model writes calls of tools: hermes, llama3_json or mistral; None: as its template shows."""
     images_dir: Path | None = None
     """Images may be named as files below this folder; None: data URLs only."""
     max_image_bytes: int = 16 * 2**20

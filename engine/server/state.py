@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.server.config import ServerConfig
+from engine.server.conversation import Chat
 from engine.server.service import EngineService
 
 
@@ -17,7 +18,7 @@ class ServerState:
     """What clients call the model."""
     created: int
     """Unix time at which the model was loaded."""
-    chat: Any = None
-    """The tokenizer's chat template; None where it has none."""
+    chat: Chat
+    """How the model talks: its chat template and its form of tool calls."""
     images: Any = None
     """Reads images; None where the model takes none."""

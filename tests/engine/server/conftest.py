@@ -16,6 +16,7 @@ from engine.config import EngineConfig
 from engine.make import make_engine
 from engine.server.app import make_app
 from engine.server.config import ServerConfig
+from engine.server.conversation import Chat
 from engine.server.service import EngineService
 from engine.server.state import ServerState
 
@@ -32,7 +33,13 @@ def serve(config: ServerConfig | None = None, engine: EngineConfig | None = None
     config = config or ServerConfig(port=0)
     made = make_engine(engine or EngineConfig(model="tiny", device="cpu", pool_tokens=8192))
     service = EngineService(made, config)
-    state = ServerState(service=service, config=config, model_name="tiny", created=1_700_000_000)
+    state = ServerState(
+        service=service,
+        config=config,
+        model_name="tiny",
+        created=1_700_000_000,
+        chat=Chat.of(service.tokenizer, config),
+    )
     server = uvicorn.Server(uvicorn.Config(make_app(state), port=0, log_level="warning", lifespan="off"))
 
     async def run() -> None:
