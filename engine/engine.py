@@ -198,7 +198,7 @@ class Engine:
         now = self.clock.now()
         try:
             key = self.intake.check(prompt, params)
-            constraints = [self.constraints.open(params.grammar) for _ in range(params.n)] if params.grammar else None
+            constraints = self._constraints_of(params)
             begins_with = self._begin(params, constraints) if constraints else ()
         except RequestError as error:
             self.metrics.rejected += 1
@@ -256,10 +256,14 @@ class Engine:
             self.constraints.prepare(constraints)
         return requests
 
+    def _constraints_of(self, params: SamplingParams) -> list[Constraint]:
+        """One for each sample, if there is a grammar. Raises RequestError."""
+        grammar = params.grammar
+        return [] if grammar is None else [self.constraints.open(grammar, params) for _ in range(params.n)]
+
     def _begin(self, params: SamplingParams, constraints: Sequence[Constraint]) -> tuple[int, ...]:
-        """What every sample of the prompt begins with. Where it may hold what stops the output, it is decoded."""
-        hold = bool(params.stop or params.stop_token_ids)
-        begun = [constraint.begin(params.max_tokens, hold=hold) for constraint in constraints]
+        """What every sample of the prompt begins with."""
+        begun = [constraint.begin(params.max_tokens) for constraint in constraints]
         for constraint in constraints:
             constraint.passes_saved += len(begun[0])
         return begun[0]
@@ -407,14 +411,14 @@ class Engine:
         return RowRecord(stop_string, forced[: max(0, len(new) - n_chosen)], complete), reason
 
     def _forced_after(self, request: Request, token: int, known: RowRecord | None) -> Forced:
-        constraint, params = request.constraint, request.params
+        constraint = request.constraint
         if constraint is None or token in request.eos:
             return Forced((), False)
         if isinstance(constraint, RecordedConstraint) and known is not None:
             constraint.recorded = Forced(known.forced, known.complete)
         under_way = request.n_computed >= request.n_tokens
         room = request.max_tokens - request.output_tokens
-        forced = constraint.follow(token, room, score_last=params.logprobs is not None)
+        forced = constraint.follow(token, room)
         known_end = forced.complete and len(forced.tokens) < room  # decoding would waste a step under way there too
         constraint.passes_saved += max(0, len(forced.tokens) - (under_way and not known_end))
         return forced

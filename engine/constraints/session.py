@@ -21,7 +21,7 @@ from engine.clock import stopwatch
 from engine.constraints.backends import make_backend
 from engine.constraints.base import Backend, GrammarError, GrammarLimits, Mask, Matcher
 from engine.constraints.grammar import Grammar
-from engine.request import RequestError
+from engine.request import RequestError, SamplingParams
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Counts:
 class Constraint:
     """One request in its grammar."""
 
-    def __init__(self, matcher: Matcher, compile_s: float, *, jump_forward: bool, n_words: int) -> None:
+    def __init__(
+        self, matcher: Matcher, params: SamplingParams, compile_s: float, *, jump_forward: bool, n_words: int
+    ) -> None:
         self.compile_s = compile_s
         """Seconds that its grammar took to compile; 0 when it was known."""
         self.forced_tokens = 0
@@ -72,7 +74,11 @@ class Constraint:
         self.error: str | None = None
         """Why the output can't go on."""
         self._matcher = matcher
-        self._jump_forward = jump_forward
+        self._stops = bool(params.stop or params.stop_token_ids)
+        """The output may end within what is forced."""
+        self._scores = params.logprobs is not None
+        """Each output token needs a log-probability: one pass must follow what comes before it."""
+        self._jump_forward = jump_forward and not (self._stops and self._scores)
         self._n_words = n_words
         self._held: list[int] = []
         """Forced tokens that are to be decoded."""
@@ -86,26 +92,19 @@ class Constraint:
         """What comes next is the model's choice."""
         return not self._held and self.error is None
 
-    def begin(self, room: int, *, hold: bool) -> tuple[int, ...]:
-        """The tokens that the output begins with, at most `room` - 1: at least one is left to decode.
+    def begin(self, room: int) -> tuple[int, ...]:
+        """The tokens that the output begins with; at least one of its `room` is left to decode. Raises GrammarError."""
+        return self._run(room, hold=room if self._stops else 0, hold_at_end=1).tokens
 
-        hold: leave all of them to be decoded. Raises GrammarError.
-        """
-        return self._run(room, hold=room if hold else 0, hold_at_end=1).tokens
-
-    def follow(self, token: int, room: int, *, score_last: bool) -> Forced:
-        """The output's next token has come; `room` more may.
-
-        score_last: where forced tokens end the output, the last one is decoded, so that all have a log-probability.
-        Raises GrammarError.
-        """
+    def follow(self, token: int, room: int) -> Forced:
+        """The output's next token has come; `room` more may. Raises GrammarError."""
         if self._held:
             expected = self._held.pop(0)
             if token != expected:
                 raise GrammarError(f"token {token} came where the grammar forces {expected}")
             return Forced((), self._complete and not self._held)
         self._matcher.accept((token,))
-        return self._run(room, hold=0, hold_at_end=int(score_last))
+        return self._run(room, hold=0, hold_at_end=int(self._scores))
 
     def _run(self, room: int, *, hold: int, hold_at_end: int) -> Forced:
         """What is forced from here. Its last `hold` tokens are held to be decoded; `hold_at_end` if it is the end."""
@@ -196,14 +195,14 @@ class Constraints:
                 self._cache = GrammarCache(self._make(), max_bytes=CACHE_BYTES)
             return self._cache
 
-    def open(self, grammar: Grammar) -> Constraint:
+    def open(self, grammar: Grammar, params: SamplingParams) -> Constraint:
         """A new output in the grammar. Raises GrammarError."""
         compiled, seconds = self._grammars().get(grammar)
         seconds += self._compiled_ahead.pop(grammar.digest, 0.0)
         self.counts.requests += 1
         self.counts.compiled += seconds > 0
         self.counts.compile_s += seconds
-        return Constraint(compiled.matcher(), seconds, jump_forward=self._jump_forward, n_words=self._n_words)
+        return Constraint(compiled.matcher(), params, seconds, jump_forward=self._jump_forward, n_words=self._n_words)
 
     def prepare(self, constraints: Sequence[Constraint]) -> None:
         """Starts to compute the next mask of each."""
@@ -265,11 +264,11 @@ class RecordedConstraint(Constraint):
     def needs_mask(self) -> bool:
         return False
 
-    def begin(self, room: int, *, hold: bool) -> tuple[int, ...]:
+    def begin(self, room: int) -> tuple[int, ...]:
         self.forced_tokens += len(self._begins_with)
         return self._begins_with
 
-    def follow(self, token: int, room: int, *, score_last: bool) -> Forced:
+    def follow(self, token: int, room: int) -> Forced:
         self.forced_tokens += len(self.recorded.tokens)
         return self.recorded
 
@@ -288,7 +287,7 @@ class RecordedConstraints:
     def compile(self, grammar: Grammar) -> float:
         return 0.0
 
-    def open(self, grammar: Grammar) -> Constraint:
+    def open(self, grammar: Grammar, params: SamplingParams) -> Constraint:
         return RecordedConstraint(self.begins_with)
 
     def prepare(self, constraints: Sequence[Constraint]) -> None:
@@ -310,5 +309,5 @@ class NoConstraints(RecordedConstraints):
     def compile(self, grammar: Grammar) -> float:
         raise RequestError("a grammar needs a tokenizer and this engine has none")
 
-    def open(self, grammar: Grammar) -> Constraint:
+    def open(self, grammar: Grammar, params: SamplingParams) -> Constraint:
         raise RequestError("a grammar needs a tokenizer and this engine has none")
