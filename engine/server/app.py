@@ -6,7 +6,7 @@ import importlib
 
 from fastapi import FastAPI
 
-from engine.server import answers
+from engine.server import answers, openapi
 from engine.server.state import ServerState
 
 ENDPOINTS = ("operations", "completions", "chat_completions", "native", "messages")
@@ -16,6 +16,7 @@ ENDPOINTS = ("operations", "completions", "chat_completions", "native", "message
 def make_app(state: ServerState) -> FastAPI:
     app = FastAPI(title="radixlab", docs_url=None, redoc_url=None)
     answers.install(app)
+    openapi.describe(app)
     for name in ENDPOINTS:
         try:
             module = importlib.import_module(f"engine.server.{name}")
