@@ -206,9 +206,7 @@ class _Parser:
         digits = re.compile(rf"([0-9A-Fa-f]{{{_HEX_DIGITS[kind]}}})|\{{([0-9A-Fa-f]{{1,8}})\}}")
         found = digits.match(self.text, self.at, self.end)
         if found is None:
-            raise self._error(
-                f"\\{kind} is followed by {_HEX_DIGITS[kind]} hexadecimal digits, or by any in braces", begun
-            )
+            raise self._error(f"\\{kind} is followed by {_HEX_DIGITS[kind]} hexadecimal digits, or by {{...}}", begun)
         code = int(found[1] or found[2], 16)
         if not any(first <= code <= last for first, last in ANY):
             raise self._error(f"{found[0]} is no character", begun)
