@@ -18,19 +18,19 @@ from engine.server.openai_models import CompletionRequest, CompletionResponse, P
 from engine.server.sampling import grammar_of, request_params
 from engine.server.sse import DONE, EventStream, answer, event
 from engine.server.state import ServerState
-from engine.server.token_logprobs import TextLogprobs
+from engine.server.token_logprobs import TextLogprobs, TokenTexts
 from engine.server.usage import Usage
-from engine.tokenizer import Tokenizer
 
 _DEFAULT_MAX_TOKENS = 16
 
 
 def make_router(state: ServerState) -> APIRouter:
     router = APIRouter(tags=["OpenAI"])
+    texts = TokenTexts(state.service.tokenizer)
 
     @router.post("/v1/completions", response_model=CompletionResponse)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        completion = _Completion(state, body, request)
+        completion = _Completion(state, texts, body, request)
         if body.stream:
             return EventStream(completion.stream())
         return await answer(request.receive, completion.whole())
@@ -41,7 +41,7 @@ def make_router(state: ServerState) -> APIRouter:
 class _Completion:
     """One request. Choice i * n + j is sample j of prompt i."""
 
-    def __init__(self, state: ServerState, body: CompletionRequest, request: Request) -> None:
+    def __init__(self, state: ServerState, texts: TokenTexts, body: CompletionRequest, request: Request) -> None:
         """Raises ApiError for what can be refused without the engine."""
         asking.check(state, body)
         self._prompts: PromptList = body.prompt
@@ -52,6 +52,7 @@ class _Completion:
         if body.best_of not in (None, self._n):
             raise unsupported("best_of", f"every sample is answered: leave it out, or set it to n={self._n}")
         self._service = state.service
+        self._texts = texts
         self._body = body
         self._options = asking.options(request, body)
         self._head = asking.head("text_completion", "cmpl", state.model_name)
@@ -116,19 +117,19 @@ class _Completion:
         echo = None
         if self._body.echo:
             echo = given if isinstance(given, str) else self._service.tokenizer.decode(given)
-        return _Choice(i * self._n + j, self._service.tokenizer, generation, echo)
+        return _Choice(i * self._n + j, self._texts, generation, echo)
 
 
 class _Choice:
     """One choice as it grows. Its first piece begins with the prompt where that is echoed."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, generation: Generation, echo: str | None) -> None:
+    def __init__(self, index: int, texts: TokenTexts, generation: Generation, echo: str | None) -> None:
         self._index = index
         self._generation = generation
         self._echo = echo
         self._logprobs: TextLogprobs | None = None
         if generation.params.logprobs is not None:
-            self._logprobs = TextLogprobs(tokenizer, generation.prompt if echo is None else ())
+            self._logprobs = TextLogprobs(texts, generation.prompt if echo is None else ())
 
     def is_news(self, text: str, logprobs: Sequence[TokenLogprob], finish: Finish | None) -> bool:
         """There is something to tell; a token alone may have no text yet."""

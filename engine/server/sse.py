@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from engine.server.answers import error_body
 from engine.server.errors import ApiError
-from engine.server.service import cut_connection
+from engine.server.service import Asker
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class ClientGone(Exception):
     """The client hung up: nobody reads the answer."""
 
 
-def as_json(data: Mapping[str, Any]) -> bytes:
+def as_json(data: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """Raises ValueError for a number that isn't finite."""
     return _encode(data).encode()
 
@@ -67,7 +67,7 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-async def answer(receive: Receive, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Response:
+async def answer(receive: Receive, work: Coroutine[Any, Any, Mapping[str, Any] | Sequence[Any]]) -> Response:
     """The work's result as JSON; the work ends when the client hangs up."""
     try:
         return Response(as_json(await until_gone(receive, work)), media_type="application/json")
@@ -106,7 +106,7 @@ class EventStream(Response):
                 await _send_part(send, self._on_error(error))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
-            cut_connection.get()()
+            Asker.cut.get()()
         finally:
             close = getattr(self._events, "aclose", None)
             if close is not None:
