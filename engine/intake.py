@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.request import RequestError, SamplingParams, Tokens
+from engine.request import RequestError, SamplingParams, Tokens, TooLong
 from engine.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
@@ -80,7 +80,7 @@ class Intake:
             (self._capacity_tokens, "the KV pool", "shorten the prompt, lower max_tokens or raise engine.pool_tokens"),
         ):
             if total > limit:
-                raise RequestError(
+                raise TooLong(
                     f"{n_prompt} prompt tokens + max_tokens={max_tokens} = {total} is more than {what} of {limit} "
                     f"tokens: {cure}"
                 )

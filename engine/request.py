@@ -24,6 +24,10 @@ class RequestError(ValueError):
     """The request can't be served. The message says what was given, what is allowed and what to do."""
 
 
+class TooLong(RequestError):
+    """Prompt and output are more than the model's context or the KV pool holds."""
+
+
 class AdmissionRefused(RequestError):
     """The admission policy wants none of it now."""
 

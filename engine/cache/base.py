@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.policies.base import Ctx, Hint, Node, RequestView
+from engine.policies.guard import Guard
 from engine.request import Tokens
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class Cache(Protocol):
     """So far."""
     refetched_tokens: int
     """Tokens inserted again after they had been evicted, so far."""
+    guard: Guard
+    """Before the eviction policy."""
     now: float
     """Logical time, seconds; the scheduler sets it once a step. Policies see it as `ctx.now`."""
 

@@ -52,6 +52,7 @@ class PrefixStore:
         self.ctx: Ctx = CacheCtx(self, rng, cost, future)
         self._page_bytes = page_size * TOKEN_BYTES
         self._hooks = Hooks(eviction)
+        self.guard = self._hooks.guard
         self._queue = victim_queue(self._hooks, self.ctx, self.leaves)
         self._roots: dict[str, RadixNode] = {}
         self._next_id = 0

@@ -26,6 +26,9 @@ class ServerConfig:
     allow_unauthenticated: bool = False
     """Listen beyond this machine although there are no keys."""
 
+    isolate_clients: bool = False
+    """Cached prefixes are never shared between API keys: nobody can tell from a quick answer what another has asked."""
+
     # what a request may take
     max_body_bytes: int = 32 * 2**20
     max_header_bytes: int = 32 * 2**10

@@ -6,6 +6,7 @@ one call, so a client that reads slowly, or not at all, costs the engine nothing
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import queue
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from engine.engine import Engine
-from engine.request import FinishReason, Request, RequestError, SamplingParams, TokenLogprob, Tokens
+from engine.request import Fault, FinishReason, Request, RequestError, SamplingParams, TokenLogprob, Tokens
 
 log = logging.getLogger("radixlab.server")
 
@@ -34,6 +35,7 @@ class End(NamedTuple):
     reason: FinishReason
     stop_match: str | int | None
     error: str | None
+    fault: Fault | None
     late: bool
     """Its deadline had come."""
     prompt_tokens: int
@@ -43,6 +45,7 @@ class End(NamedTuple):
     arrival: float
     admitted_at: float | None
     first_token_at: float | None
+    last_token_at: float | None
     finished_at: float
 
 
@@ -61,8 +64,6 @@ class News(NamedTuple, Generic[S]):
 class Report(NamedTuple, Generic[S]):
     news: list[News[S]]
     running: int
-    waiting: int
-    """Added and not running, deferred ones too."""
 
 
 class _Command(NamedTuple):
@@ -107,6 +108,7 @@ class EngineThread(Generic[S]):
         self._deadlines: list[_Deadline] = []
         self._ended: list[Request] = []
         self._stopping = False
+        self._told_running = 0
         self._closed = threading.Lock()  # held to close the inbox, or to put something in
         self._open = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -201,7 +203,7 @@ class EngineThread(Generic[S]):
                 self._obey()
                 self._drop_late()
                 started = dict(self.engine.scheduler.running)
-                if self.engine.has_work and not self._stopping:
+                if self.engine.has_work and self._rest() <= 0 and not self._stopping:
                     self.engine.step()
                 self._report(started)
         except BaseException as error:
@@ -212,11 +214,23 @@ class EngineThread(Generic[S]):
             self._died(self.error)
 
     def _obey(self) -> None:
-        """Runs the commands that are there; waits for one when there is nothing else to do."""
+        """Runs the commands that are there; waits for one while there is nothing else to do."""
         if not self.engine.has_work:
             self._inbox.get().run()
+        elif (rest := self._rest()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._inbox.get(timeout=rest).run()
         for _ in range(self._inbox.qsize()):
             self._inbox.get().run()
+
+    def _rest(self) -> float:
+        """Seconds in which there is nothing to do but to listen: the admission policy has put all that waits off."""
+        until = self.engine.idle_until
+        if until is None:
+            return 0.0
+        if self._deadlines:
+            until = min(until, self._deadlines[0].when)
+        return until - self.engine.clock.now()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -242,9 +256,10 @@ class EngineThread(Generic[S]):
         changed = started | scheduler.running | {request.id: request for request in self._ended}
         self._ended.clear()
         news = [one for id in changed if (live := self._live.get(id)) is not None and (one := self._news(live))]
-        if news:
-            waiting = len(self._live) - len(scheduler.running)
-            self._deliver(Report(news, len(scheduler.running), waiting))
+        running = len(scheduler.running)
+        if news or running != self._told_running:
+            self._told_running = running
+            self._deliver(Report(news, running))
 
     def _news(self, live: _Live[S]) -> News[S] | None:
         request = live.request
@@ -283,6 +298,7 @@ def _end(live: _Live[Any]) -> End:
         reason=request.finish_reason,
         stop_match=request.stop_match,
         error=request.error,
+        fault=request.fault,
         late=live.late,
         prompt_tokens=request.prompt_tokens,
         output_tokens=request.output_tokens,
@@ -291,5 +307,6 @@ def _end(live: _Live[Any]) -> End:
         arrival=request.arrival,
         admitted_at=request.admitted_at,
         first_token_at=request.token_times[0] if request.token_times else None,
+        last_token_at=request.token_times[-1] if request.token_times else None,
         finished_at=request.finished_at,
     )

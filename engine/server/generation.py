@@ -26,7 +26,7 @@ class Finish(NamedTuple):
 class Delta(NamedTuple):
     """What one sample of a generation gained."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a name that tuples have
     """Of the sample, 0 .. n - 1."""
     text: str
     """Final text: no half characters, nothing of a stop string, nothing that is taken back later."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.detokenizer import OutputText
-from engine.request import FinishReason, SamplingParams, TokenLogprob
+from engine.request import Fault, FinishReason, SamplingParams, TokenLogprob
 from engine.server.engine_thread import End, News
 from engine.server.errors import ApiError
 from engine.server.generation import Delta, Finish
@@ -56,7 +56,8 @@ class Stream:
         self.samples = [
             Sample(self, i, OutputText(tokenizer, prompt, params.stop, params.min_tokens)) for i in range(params.n)
         ]
-        self.was_cut = False
+        self._cancelled = False
+        self._was_cut = False
         self._buffer = buffer
         self._abort, self._cut = abort, cut
         self._loop = asyncio.get_running_loop()
@@ -96,6 +97,7 @@ class Stream:
 
     def cancel(self) -> None:
         if not self.over:
+            self._cancelled = True
             self._abort(self)
 
     # ---- the engine's side
@@ -105,7 +107,8 @@ class Stream:
         if self._error is None:
             self._error = error
             self._unread.clear()
-            self.cancel()
+            if not self.over:
+                self._abort(self)
             self._wake()
 
     def take(self, news: News[Sample]) -> None:
@@ -133,13 +136,26 @@ class Stream:
             self._loop.call_soon(self._check_reader)  # when it has had its turn
         self._wake()
 
+    def outcome(self, end: End) -> str:
+        """One word for how a sample ended."""
+        match end.reason:
+            case FinishReason.ERROR:
+                return "refused" if end.fault in (Fault.CALLER, Fault.LOAD) else "failed"
+            case FinishReason.ABORT if end.late:
+                return "late"
+            case FinishReason.ABORT if self._was_cut:
+                return "cut"
+            case FinishReason.ABORT:
+                return "cancelled" if self._cancelled else "stopped"
+        return end.reason.value
+
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
     def _check_reader(self) -> None:
         if self._n_unread > self._buffer and self._error is None:
-            self.was_cut = True
+            self._was_cut = True
             self.fail(ApiError(500, f"the reader is more than {self._buffer} tokens behind: cut off", code="too_slow"))
             self._cut()
 
@@ -149,6 +165,10 @@ def _failure(end: End) -> ApiError:
         where = "before it ran" if end.admitted_at is None else f"after {end.output_tokens} output tokens"
         seconds = end.finished_at - end.arrival
         return ApiError(504, f"the request's time was up {where}, after {seconds:.1f} s", code="deadline_exceeded")
+    if end.fault is Fault.CALLER:
+        return ApiError(400, str(end.error), code="invalid_value")
+    if end.fault is Fault.LOAD:
+        return ApiError(429, f"refused by the admission policy: {end.error}", code="refused", retry_after=1)
     if end.reason is FinishReason.ERROR:
         return ApiError(500, "the model's step with this request failed; the server's log says why", code="step_failed")
     return ApiError(503, "the server is stopping and has ended the request", code="stopping", retry_after=1)
