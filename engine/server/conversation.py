@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from engine.chat_template import ChatTemplate, Message, load_chat_template
@@ -12,6 +13,9 @@ from engine.server.config import ServerConfig
 from engine.server.tool_calls import ToolCallParser
 from engine.server.tool_formats import Tool, ToolFormat, choose_tool_format
 from engine.tokenizer import Tokenizer
+
+LONG_TEXT = 2_000
+"""Characters; a longer chat is put into tokens in a thread."""
 
 
 class ToolUse(NamedTuple):
@@ -63,6 +67,14 @@ class Chat:
             return self.template.encode(messages, tools=tools, continue_last=continue_last)
         return self.template.encode(self._without_tools(messages, offered), continue_last=continue_last)
 
+    async def encode_aside(
+        self, messages: Sequence[Message], use: ToolUse | None = None, *, continue_last: bool = False
+    ) -> list[int]:
+        """`encode`, in a thread where the messages are long."""
+        if sum(len(message.get("content") or "") for message in messages) <= LONG_TEXT:
+            return self.encode(messages, use, continue_last=continue_last)
+        return await asyncio.to_thread(self.encode, messages, use, continue_last=continue_last)
+
     def grammar(self, use: ToolUse) -> Grammar | None:
         """None where no tool may be called. Raises RequestError."""
         callable_tools = use.callable
@@ -96,6 +108,11 @@ class Chat:
             else:
                 told.insert(0, {"role": "system", "content": description})
         return list(told)
+
+
+def joined(texts: Iterable[str]) -> str:
+    """The parts of one message as one text: each begins a line."""
+    return "\n".join(texts)
 
 
 def read_arguments(text: str) -> dict[str, Any] | None:
