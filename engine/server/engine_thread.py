@@ -141,7 +141,7 @@ class EngineThread(Generic[S]):
                 except Exception as error:
                     future.set_exception(error)
 
-        self._post(_Command(run, lambda: future.set_exception(EngineDead("the engine has stopped"))))
+        self._post(_Command(run, lambda: _refuse(future)))
         return future
 
     def add(
@@ -161,6 +161,8 @@ class EngineThread(Generic[S]):
         future: Future[None] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():  # its client is gone
+                return
             try:
                 requests = self.engine.add(prompt, params, due=due, deadline=deadline, **tags)
             except RequestError as error:
@@ -175,7 +177,7 @@ class EngineThread(Generic[S]):
                     heapq.heappush(self._deadlines, _Deadline(deadline, live.request.id))
             future.set_result(None)
 
-        self._post(_Command(run, lambda: future.set_exception(EngineDead("the engine has stopped"))))
+        self._post(_Command(run, lambda: _refuse(future)))
         return future
 
     def abort(self, sample: S) -> None:
@@ -288,6 +290,11 @@ class EngineThread(Generic[S]):
 
 def _nothing() -> None:
     pass
+
+
+def _refuse(future: Future[Any]) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(EngineDead("the engine has stopped"))
 
 
 def _end(live: _Live[Any]) -> End:
