@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from engine.config import EngineConfig
+from engine.engine import Engine
 from engine.make import make_engine
 from engine.server.app import make_app
 from engine.server.config import ServerConfig
@@ -65,3 +66,9 @@ def live_server() -> Iterator[LiveServer]:
     """Shared by all tests: don't stop it, and don't count on an empty cache."""
     with serve() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def reference_engine() -> Engine:
+    """The served model without a server."""
+    return make_engine(EngineConfig(model="tiny", device="cpu", pool_tokens=8192))
