@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from engine import hashed_random
 from engine.logprobs import likeliest, precision_of, rows_of, score
+from engine.masks import forbid, likeliest_allowed, stacked
 from engine.penalties import is_penalised, penalise
 from engine.request import Request, TokenLogprob
 
@@ -51,21 +51,22 @@ def sample(logits: torch.Tensor, requests: Sequence[Request], masks: Sequence[An
     best, argmax = logits.max(dim=-1)
     errors = [_not_finite(value) for value in best.tolist()]
     tokens: list[int | None] = argmax.tolist()
-    shaped = [
-        i
-        for i, request in enumerate(requests)
-        if errors[i] is None and _needs_shaping(request, masks[i] if masks is not None else None)
-    ]
+    allowed = [None] * n_rows if masks is None else masks
+    free = [i for i, request in enumerate(requests) if errors[i] is None and request.params.forced_output is None]
+    shaped = [i for i in free if _needs_shaping(requests[i])]
+    greedy = [i for i in free if allowed[i] is not None and not _needs_shaping(requests[i])]
+    chosen: dict[int, int | None] = {}
+    if greedy:
+        theirs, favourites = stacked([allowed[i] for i in greedy]), [tokens[i] or 0 for i in greedy]
+        chosen |= zip(greedy, likeliest_allowed(rows_of(logits, greedy), theirs, favourites), strict=True)
     if shaped:
-        rows = [requests[i] for i in shaped]
         work = rows_of(logits, shaped).to(precision_of(logits), copy=True)
-        if masks is not None:
-            _forbid(work, [masks[i] for i in shaped])
-        chosen = _choose(work, rows)
-        for i, token in zip(shaped, chosen, strict=True):
-            tokens[i] = token
-            if token is None:
-                errors[i] = "every token is forbidden here: the mask, min_tokens or the model's own -inf left none"
+        _forbid(work, [allowed[i] for i in shaped])
+        chosen |= zip(shaped, _choose(work, [requests[i] for i in shaped]), strict=True)
+    for i, token in chosen.items():
+        tokens[i] = token
+        if token is None:
+            errors[i] = "every token is forbidden here: the mask, min_tokens or the model's own -inf left none"
     for i, request in enumerate(requests):
         if request.params.forced_output is not None and errors[i] is None:
             tokens[i], errors[i] = _forced(request, vocab)
@@ -98,12 +99,9 @@ def _not_finite(best: float) -> str | None:
     return None
 
 
-def _needs_shaping(request: Request, mask: Any) -> bool:
-    """The answer isn't simply the likeliest token, or a token that is forced."""
-    params = request.params
-    if params.forced_output is not None:
-        return False
-    return params.temperature > 0 or mask is not None or is_penalised(params) or _too_early_to_end(request)
+def _needs_shaping(request: Request) -> bool:
+    """The answer isn't simply the likeliest token that is allowed."""
+    return request.params.temperature > 0 or is_penalised(request.params) or _too_early_to_end(request)
 
 
 def _too_early_to_end(request: Request) -> bool:
@@ -111,17 +109,14 @@ def _too_early_to_end(request: Request) -> bool:
 
 
 def _forbid(work: torch.Tensor, masks: Sequence[Any]) -> None:
-    """Sets to -inf, in place, what the packed masks forbid."""
+    """Sets to -inf, in place, what the masks forbid; there may be None among them."""
     masked = [i for i, mask in enumerate(masks) if mask is not None]
     if not masked:
         return
-    words = np.stack([np.asarray(masks[i], dtype=np.int32) for i in masked]).astype("<i4", copy=False)
-    allowed = np.unpackbits(words.view(np.uint8), axis=-1, count=work.shape[1], bitorder="little")
-    forbidden = torch.from_numpy(allowed == 0).to(work.device)
-    if len(masked) == len(work):
-        work.masked_fill_(forbidden, -math.inf)
-    else:
-        work[masked] = work[masked].masked_fill_(forbidden, -math.inf)
+    some = rows_of(work, masked)  # a copy, unless it is all of them
+    forbid(some, stacked([masks[i] for i in masked]))
+    if some is not work:
+        work[masked] = some
 
 
 def _choose(work: torch.Tensor, requests: Sequence[Request]) -> list[int | None]:
