@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -13,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import conf
+from engine.config import ConfigError
+from engine.policies.names import closest
 
 DEFAULT_PARALLEL = 64
 POLICY_PARTS = ("eviction", "retention", "schedule", "admission", "routing")
 UNHASHED = ("outputs", "force", "debug", "cells")
 """Settings that don't change what is measured."""
-
-
-class ConfigError(ValueError):
-    """The configuration can't be run. The message says what was given, what is allowed and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,12 +152,6 @@ def outside_file(value: str) -> Path | None:
     """The file of `path/to/file.py:Class`; None when `value` isn't of that form."""
     path, colon, name = value.rpartition(":")
     return Path(path) if colon and path.endswith(".py") and name.isidentifier() else None
-
-
-def closest(given: str, allowed: Iterable[str]) -> str:
-    """'; did you mean 'x'?' where something allowed is close, else an empty string."""
-    match = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def _known(prefix: str, data: Mapping[str, Any], allowed: Iterable[str]) -> None:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Collection
 
 from fastapi import FastAPI
 
-from engine.server import answers, openapi
+from engine.server import answers, chat_completions, completions, messages, native, openapi, operations
+from engine.server.auth import ApiKeys
+from engine.server.gate import Gate
 from engine.server.state import ServerState
 
-ENDPOINTS = ("operations", "completions", "chat_completions", "native", "messages")
-"""Modules beside this one; each offers `make_router(state)`."""
 
-
-def make_app(state: ServerState) -> FastAPI:
+def make_app(state: ServerState, *, keys: ApiKeys | None = None, hosts: Collection[str] | None = None) -> FastAPI:
+    """keys: who may ask; None: everybody. hosts: see `Gate`."""
     app = FastAPI(title="radixlab", docs_url=None, redoc_url=None)
     answers.install(app)
     openapi.describe(app)
-    for name in ENDPOINTS:
-        try:
-            module = importlib.import_module(f"engine.server.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"engine.server.{name}":
-                raise
-            continue
-        app.include_router(module.make_router(state))
+    for endpoints in (completions, chat_completions, messages, native, operations):
+        app.include_router(endpoints.make_router(state))
+    app.add_middleware(
+        Gate,
+        config=state.config,
+        keys=keys or ApiKeys(()),
+        metrics=state.service.metrics,
+        hosts=hosts,
+    )
     return app

@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from engine import settings
 from engine.clock import Clock
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.make import make_engine
 from engine.metrics import StepSample
 from engine.policies.registry import make_policy
-from experiments.config import POLICY_PARTS, ConfigError, RunConfig, closest
+from experiments.config import RunConfig
 from experiments.metrics import Totals
 from experiments.systems.base import Live
 
 if TYPE_CHECKING:
     from experiments.load import Runner
 
-ELSEWHERE = ("model", "dtype", "model_seed", "tokenizer", "seed")
-"""Settings of the engine that come from other groups."""
 KINDS = {"eviction": "eviction", "retention": "retention", "scheduling": "schedule", "admission": "admission"}
 """Kind of policy: its setting."""
 
@@ -100,37 +99,7 @@ _SECONDS = ("schedule_s", "cache_s", "forward_s", "other_s")
 
 def engine_config(config: RunConfig) -> EngineConfig:
     """The engine's configuration of a run. Raises ConfigError for unknown settings and values that make no sense."""
-    kinds = {f.name: str(f.type) for f in dataclasses.fields(EngineConfig)}
-    policies = {name for part in POLICY_PARTS for name in (part, f"{part}_args")}
-    allowed = [name for name in kinds if name not in ELSEWHERE and name not in policies]
-    for name, value in config.engine.items():
-        if name not in allowed:
-            listed = ", ".join(allowed)
-            raise ConfigError(f"unknown setting 'engine.{name}'{closest(name, allowed) or ';'} allowed: {listed}")
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if kinds[name].startswith("int") and not whole:
-            raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be a whole number")
-        if kinds[name].startswith("bool") and not isinstance(value, bool):
-            raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be true or false")
-        if kinds[name] == "float" and not (whole or isinstance(value, float)):
-            raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be a number")
-        if kinds[name] == "str" and not isinstance(value, str):
-            raise ConfigError(f"engine.{name}={value!r} is not allowed: it must be a name")
-    if config.policy.get("routing") is not None or config.policy.get("routing_args"):
-        raise ConfigError(
-            f"policy.routing={config.policy.get('routing')!r} is not served: this system is one engine with nothing to "
-            "route between; leave policy.routing=null and policy.routing_args={}"
-        )
-    policy = {name: value for name, value in config.policy.items() if name in kinds}
-    return EngineConfig(
-        model=config.model.get("path") or config.model["name"],
-        dtype=config.model["dtype"],
-        model_seed=config.model.get("seed", 0),
-        tokenizer=config.model.get("tokenizer"),
-        seed=config.seed,
-        **config.engine,
-        **policy,
-    )
+    return settings.engine_config(model=config.model, policy=config.policy, engine=config.engine, seed=config.seed)
 
 
 def make(config: RunConfig) -> RadixlabSystem:
