@@ -29,7 +29,9 @@ def error_body(error: ApiError, path: str) -> dict[str, Any]:
     """What the endpoint at `path` says: Anthropic's shape or OpenAI's."""
     if path.startswith(ANTHROPIC_PATHS):
         kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-        return {"type": "error", "error": {"type": kind, "message": error.message}}
+        unnamed = error.param is not None and error.param not in error.message  # this shape has no field for it
+        message = f"{error.param}: {error.message}" if unnamed else error.message
+        return {"type": "error", "error": {"type": kind, "message": message}}
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
