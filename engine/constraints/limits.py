@@ -6,11 +6,17 @@ Libraries recurse over what they are given, natively: a text that is nested too 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 from engine.constraints.base import GrammarError, GrammarLimits
 from engine.constraints.grammar import Grammar, Kind
+
+MULTIPLES = 100_000
+"""Most that `multipleOf` may come to: a library counts remainders, with a state for each."""
 
 _NAMES = {
     Kind.REGEX: "regex",
@@ -76,7 +82,10 @@ def check(grammar: Grammar, limits: GrammarLimits) -> None:
         _check_tokens(grammar.text, _GBNF_TOKEN, f"the {name}", limits)
     elif grammar.kind in (Kind.JSON_SCHEMA, Kind.TOOLS):
         _check_json_nesting(grammar.text, f"the {name}", limits)
-        _check_patterns(json.loads(grammar.text), limits)
+        schema = json.loads(grammar.text)
+        for pattern in _patterns(schema):
+            _check_tokens(pattern, _REGEX_TOKEN, f"the JSON schema's pattern {pattern:.60}", limits)
+        _check_multiples(schema)
 
 
 def _check_tokens(text: str, token: re.Pattern[str], what: str, limits: GrammarLimits) -> None:
@@ -132,16 +141,35 @@ def _check_json_nesting(text: str, what: str, limits: GrammarLimits) -> None:
             )
 
 
-def _check_patterns(schema: Any, limits: GrammarLimits) -> None:
+def _patterns(schema: Any) -> Iterator[str]:
     """The regexes in a schema, and whatever looks like one in its data."""
+    for keyword, value in _keywords(schema):
+        if keyword == "pattern" and isinstance(value, str):
+            yield value
+        elif keyword == "patternProperties" and isinstance(value, dict):
+            yield from value
+
+
+def _check_multiples(schema: Any) -> None:
+    """Schemas may be merged, so the multiples of all are taken together."""
+    together = 1
+    for keyword, value in _keywords(schema):
+        if keyword == "multipleOf" and isinstance(value, int | float) and not isinstance(value, bool) and value:
+            digits = "".join(map(str, Decimal(str(value)).normalize().as_tuple().digits))
+            together = math.lcm(together, int(digits))
+            if together > MULTIPLES:
+                raise GrammarError(
+                    f"the JSON schema's multipleOf values have {together} as their least common multiple (without "
+                    f"zeros at the end and decimal points), more than the {MULTIPLES} allowed: check them in the client"
+                )
+
+
+def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of every object, with its value."""
     if isinstance(schema, list):
         for part in schema:
-            _check_patterns(part, limits)
+            yield from _keywords(part)
     elif isinstance(schema, dict):
         for key, value in schema.items():
-            patterns = [value] if key == "pattern" and isinstance(value, str) else []
-            if key == "patternProperties" and isinstance(value, dict):
-                patterns += value
-            for pattern in patterns:
-                _check_tokens(pattern, _REGEX_TOKEN, f"the JSON schema's pattern {pattern:.60}", limits)
-            _check_patterns(value, limits)
+            yield key, value
+            yield from _keywords(value)

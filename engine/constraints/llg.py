@@ -20,6 +20,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from engine.constraints import limits as text_limits
 from engine.constraints.base import GrammarError, GrammarLimits, Mask
+from engine.constraints.canonical import inner_encode
 from engine.constraints.grammar import Grammar, Kind, ToolChoice
 from engine.tokenizer import Tokenizer
 
@@ -32,8 +33,17 @@ _JSON_OPTIONS = {
 }
 _NO_TEXT = b"\xff"
 """No UTF-8 begins with it, and llguidance's own mark of special tokens."""
-_BEFORE_TEXT = "\n"
-"""Put before a text whose tokens must not get the space that sentencepiece puts at the very start."""
+_MEANINGS = {
+    "initial lexer configuration": "the grammar takes more work to compile than compile_fuel allows: make it smaller",
+    "schema too large": "the JSON schema comes out too large: use fewer anyOf that are combined by allOf",
+    "grammar size": "the grammar comes out too large: make it smaller",
+    "too many expressions": "the next token takes more work to find than step_fuel allows: make the grammar simpler",
+    "too many states": "the grammar needs more states than max_states allows: make it simpler",
+    "items": "the grammar has too many ways to go on at once (step_fuel): make it simpler, or left-recursive",
+    "NoExtension": "the grammar can't go on: nothing satisfies it",
+    "doesn't satisfy": "the output left the grammar",
+}
+"""What the library's messages are about."""
 _NOT_SERVED = re.compile(r"^\s*[?!]?[\w-]+\[[^\]\n]*\b(temperature|max_tokens|stop)\b[^\]\n]*\]\s*:", re.MULTILINE)
 
 
@@ -61,8 +71,8 @@ class LLGuidance:
         """Raises GrammarError, also when the first mask takes more than a step may."""
         text_limits.check(grammar, self._limits)
         matcher = LLMatcher(self._vocabulary.trie, self._source(grammar), log_level=0, limits=self._library_limits)
-        _raise_error(matcher, self._limits)
-        compiled = _Compiled(matcher, self._vocabulary, self._limits)
+        _raise_error(matcher)
+        compiled = _Compiled(matcher, self._vocabulary)
         compiled.warm_up()
         return compiled
 
@@ -94,24 +104,22 @@ class LLGuidance:
 
 
 class _Compiled:
-    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary, limits: GrammarLimits) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._limits = limits
 
     def warm_up(self) -> None:
         """Computes the first mask; the matchers inherit what the library found out. Raises GrammarError."""
-        _Matcher(self._matcher, self._vocabulary, self._limits).fill(np.zeros(self._vocabulary.n_words, np.int32))
+        _Matcher(self._matcher, self._vocabulary).fill(np.zeros(self._vocabulary.n_words, np.int32))
 
     def matcher(self) -> _Matcher:
-        return _Matcher(self._matcher.deep_copy(), self._vocabulary, self._limits)
+        return _Matcher(self._matcher.deep_copy(), self._vocabulary)
 
 
 class _Matcher:
-    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary, limits: GrammarLimits) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._limits = limits
         self._ended = False
         """An end-of-sequence token was accepted."""
 
@@ -126,15 +134,15 @@ class _Matcher:
                     raise GrammarError(f"the output ended (token {token}) where the grammar wants more")
                 self._ended = True
             elif self._ended or not self._matcher.consume_token(token):
-                _raise_error(self._matcher, self._limits)
+                _raise_error(self._matcher)
                 raise GrammarError(f"token {token} came after the end that the grammar demands")
 
     def forced(self) -> list[int]:
         if self._ended or self._matcher.is_stopped():
-            _raise_error(self._matcher, self._limits)
+            _raise_error(self._matcher)
             return []
         tokens = self._matcher.compute_ff_tokens()
-        _raise_error(self._matcher, self._limits)
+        _raise_error(self._matcher)
         for i, token in enumerate(tokens):
             if not self._vocabulary.may_come(token):
                 return tokens[:i]
@@ -144,7 +152,7 @@ class _Matcher:
         vocabulary = self._vocabulary
         words = np.empty(vocabulary.n_words_of_trie, np.int32)
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        _raise_error(self._matcher, self._limits)  # the mask of a matcher that failed says "the end"
+        _raise_error(self._matcher)  # the mask of a matcher that failed says "the end"
         np.bitwise_and(words[: vocabulary.n_words], vocabulary.usable, out=mask)
         if self._ended or self._matcher.is_accepting():
             mask |= vocabulary.eos_words
@@ -170,9 +178,8 @@ class _Vocabulary:
         self.tokens.append(_NO_TEXT + b"<end>")
         self.eos_token_id = vocab_size
         self.special_token_ids = [*special, vocab_size]
-        self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._start = tokenizer.encode(_BEFORE_TEXT, add_special_tokens=False)
+        self._encode = inner_encode(tokenizer)
         self._greedy: Callable[[str], list[int]] = lambda _: []  # the library calls us once before it is ready
 
         self.eos = frozenset(i for i in eos if 0 <= i < vocab_size)
@@ -187,23 +194,13 @@ class _Vocabulary:
         return token < self._vocab_size and token not in self.eos
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """The tokenizer's own ids of a text in the middle of an output.
-
-        Where those are not the text (it spells a special token, is normalised away or needs an id that the model
-        hasn't), the longest tokens that fit, one after the other.
-        """
+        """The tokenizer's own ids of a text in the middle of an output. Where those don't spell it, or the model hasn't
+        one of them, the longest tokens that fit, one after the other."""
         whole = text if isinstance(text, str) else text.decode()
         ids = self._encode(whole)
-        if all(i < self._vocab_size for i in ids) and b"".join(self.tokens[i] for i in ids) == whole.encode():
-            return ids
-        return self._greedy(whole)
-
-    def _encode(self, text: str) -> list[int]:
-        if not self._tokenizer.strips_leading_space:
-            return self._tokenizer.encode(text, add_special_tokens=False)
-        n = len(self._start)
-        ids = self._tokenizer.encode(_BEFORE_TEXT + text, add_special_tokens=False)
-        return ids[n:] if ids[:n] == self._start else []
+        if ids is None or not all(i < self._vocab_size for i in ids):
+            return self._greedy(whole)
+        return ids
 
 
 def _text_bytes(tokenizer: Tokenizer, token: int) -> bytes:
@@ -217,15 +214,20 @@ def _words(tokens: Iterator[int] | frozenset[int], n_words: int) -> Mask:
     return np.packbits(bits, bitorder="little").view(np.int32)
 
 
-def _raise_error(matcher: LLMatcher, limits: GrammarLimits) -> None:
+def _raise_error(matcher: LLMatcher) -> None:
     if not matcher.is_error():
         return
-    message = _one_line(matcher.get_error())
-    raise GrammarError(message)
+    message = matcher.get_error()
+    for part, meaning in _MEANINGS.items():
+        if part in message:
+            raise GrammarError(f"{meaning} ({_one_line(message)})")
+    raise GrammarError(f"the grammar can't be served: {_one_line(message)}")
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())[:300]
+    """Without the places that the library draws under its messages."""
+    lines = [line for line in message.splitlines() if not re.match(r"\s*(\d+ \||\^+\s*$|<)", line)]
+    return " ".join(" ".join(lines).removesuffix("<non-verbose/>").split())[:300]
 
 
 def _with_options(schema: Any) -> Any:
@@ -246,7 +248,7 @@ def _tools_source(data: dict[str, Any], tokenizer: Tokenizer, vocabulary: _Vocab
     """Lark. Free text is a lexeme that ends, being lazy, with the first `begin` in it; a special token ends any."""
     begin = _pieces(data["begin"], tokenizer, vocabulary)
     end = [_quoted(data["after"]), *_pieces(data["end"], tokenizer, vocabulary)]
-    lines = ["TEXT: /(?s:.*)/"]
+    lines = []
     for i, (name, schema) in enumerate(data["tools"].items()):
         start = _quoted(f"{data['before']}{_quoted(name)}{data['between']}")
         arguments = json.dumps(_with_options(schema if "type" in schema else {"type": "object", **schema}))
@@ -255,6 +257,7 @@ def _tools_source(data: dict[str, Any], tokenizer: Tokenizer, vocabulary: _Vocab
     if data["choice"] == ToolChoice.REQUIRED:
         more = f'("\\n"? {" ".join(begin)} tool)*' if data["parallel"] else ""
         return "\n".join([f"start: {' '.join(begin)} tool {more}", *lines])
+    lines.append("TEXT: /(?s:.*)/")
     if begin[0].startswith("<["):
         lines.append(f"call: TEXT {' '.join(begin)} tool")
     else:
