@@ -57,7 +57,7 @@ class _Completion:
             self._calls = state.chat.grammar(self._use)
         except RequestError as error:
             raise bad_request(error, "tools") from None
-        self._grammar = grammar_of(body, {"tools": self._calls, "response_format": _response_grammar(body)})
+        self._wanted = grammar_of(body, {"tools": self._calls, "response_format": _response_grammar(body)})
 
     async def whole(self) -> dict[str, Any]:
         group = await self._queue()
@@ -100,9 +100,9 @@ class _Completion:
             body,
             max_tokens=asking.room(state, len(prompt)) if self._max_tokens is None else self._max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            grammar=self._grammar,
+            grammar=self._wanted.grammar,
         )
-        return await queue(state.service, [Ask(prompt, params)], **self._options)
+        return await queue(state.service, [Ask(prompt, params, self._wanted.field)], **self._options)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return asking.head(kind, "chatcmpl", self._state.model_name)

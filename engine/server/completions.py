@@ -56,11 +56,12 @@ class _Completion:
         self._body = body
         self._options = asking.options(request, body)
         self._head = asking.head("text_completion", "cmpl", state.model_name)
+        grammar, self._grammar_field = grammar_of(body)
         self._params = request_params(
             body,
             max_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
             logprobs=body.logprobs,
-            grammar=grammar_of(body),
+            grammar=grammar,
         )
 
     async def whole(self) -> dict[str, Any]:
@@ -106,11 +107,12 @@ class _Completion:
 
     async def _ask(self, prompt: str | list[int]) -> Ask:
         if not self._body.echo or self._body.logprobs is None:
-            return Ask(prompt, self._params)
+            return Ask(prompt, self._params, self._grammar_field)
         ids = await self._service.tokenize(prompt) if isinstance(prompt, str) else prompt
         if len(ids) < 2:  # nothing has a log-probability: the first token has nothing before it
-            return Ask(ids, self._params)
-        return Ask(ids, dataclasses.replace(self._params, prompt_logprobs=self._body.logprobs))
+            return Ask(ids, self._params, self._grammar_field)
+        params = dataclasses.replace(self._params, prompt_logprobs=self._body.logprobs)
+        return Ask(ids, params, self._grammar_field)
 
     def _open(self, group: Group, i: int, j: int) -> _Choice:
         generation, given = group.generations[i], self._prompts[i]

@@ -94,7 +94,7 @@ class SamplingFields(GrammarFields):
     stop: Stop = Field(default_factory=list, description="The text is cut just before the first of these.")
     top_k: int | None = Field(None, ge=-1, lt=_INT32, description="0 and -1 are off.")
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     stop_token_ids: list[TokenId] | None = Field(None, max_length=1024)
     ignore_eos: bool | None = None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine.request import SamplingParams, TokenLogprob
+from engine.server.errors import ApiError
 from engine.server.generation import Delta, Finish, Generation, Service
 
 Prompt = str | Sequence[int]
@@ -17,6 +18,8 @@ class Ask(NamedTuple):
 
     prompt: Prompt
     params: SamplingParams
+    grammar_field: str | None
+    """Of the request: where the params' grammar comes from."""
 
 
 class Sample(NamedTuple):
@@ -77,8 +80,8 @@ async def queue(service: Service, asks: Sequence[Ask], **options: Any) -> Group:
     Raises ApiError when one of them is refused; then none is under way.
     """
     if len(asks) == 1:
-        return Group([await service.generate(asks[0].prompt, asks[0].params, **options)])
-    queued = [asyncio.ensure_future(service.generate(ask.prompt, ask.params, **options)) for ask in asks]
+        return Group([await _queue(service, asks[0], options)])
+    queued = [asyncio.ensure_future(_queue(service, ask, options)) for ask in asks]
     try:
         return Group(await asyncio.gather(*queued))
     except BaseException:
@@ -87,6 +90,16 @@ async def queue(service: Service, asks: Sequence[Ask], **options: Any) -> Group:
         for outcome in await asyncio.gather(*queued, return_exceptions=True):
             if not isinstance(outcome, BaseException):
                 outcome.cancel()
+        raise
+
+
+async def _queue(service: Service, ask: Ask, options: Mapping[str, Any]) -> Generation:
+    try:
+        return await service.generate(ask.prompt, ask.params, **options)
+    except ApiError as error:
+        if error.code == "invalid_grammar":
+            told = f"{ask.grammar_field}: {error.message}"
+            raise ApiError(error.status, told, param=ask.grammar_field, code=error.code) from None
         raise
 
 

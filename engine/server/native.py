@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from engine.clock import stopwatch
-from engine.request import SamplingParams, TokenLogprob
+from engine.request import TokenLogprob
 from engine.server import asking
 from engine.server.chat_prompt import encode_chat, read_tools
 from engine.server.conversation import ToolUse
@@ -77,12 +77,12 @@ class _Generate:
         self._body = body
         self._texts = texts
         self._service = state.service
-        self._prompts = body.prompts
-        if len(self._prompts) > state.config.max_prompts:
-            told = f"{len(self._prompts)} prompts were given: at most {state.config.max_prompts} are allowed at once"
+        prompts = body.prompts
+        if len(prompts) > state.config.max_prompts:
+            told = f"{len(prompts)} prompts were given: at most {state.config.max_prompts} are allowed at once"
             raise ApiError(400, told, param="text", code="invalid_value")
         given = body.sampling_params or NativeSampling.model_validate({})
-        each = given if isinstance(given, list) else [given] * len(self._prompts)
+        each = given if isinstance(given, list) else [given] * len(prompts)
         for sampling in each:
             asking.check_samples(state, sampling.n)
         if len({sampling.n or 1 for sampling in each}) > 1:
@@ -91,7 +91,7 @@ class _Generate:
             told = "top_logprobs_num needs return_logprob: true"
             raise ApiError(400, told, param="top_logprobs_num", code="invalid_value")
         self._n = each[0].n or 1
-        self._params = [self._read(sampling) for sampling in each]
+        self._asks = [self._read(prompt, sampling) for prompt, sampling in zip(prompts, each, strict=True)]
         self._options = {
             "client": body.user or "",
             "conversation": body.conversation or "",
@@ -103,16 +103,18 @@ class _Generate:
         self._id = secrets.token_hex(16)
         self._begun = stopwatch()
 
-    def _read(self, sampling: NativeSampling) -> SamplingParams:
-        return sampling_params(
+    def _read(self, prompt: str | list[int], sampling: NativeSampling) -> Ask:
+        grammar, field = grammar_of(sampling)
+        params = sampling_params(
             sampling,
             max_tokens=sampling.max_new_tokens,
             min_tokens=sampling.min_new_tokens,
             n=sampling.n,
             seed=sampling.seed,
             logprobs=(self._body.top_logprobs_num or 0) if self._body.return_logprob else None,
-            grammar=grammar_of(sampling),
+            grammar=grammar,
         )
+        return Ask(prompt, params, field)
 
     async def whole(self) -> Any:
         group = await self._queue()
@@ -142,22 +144,24 @@ class _Generate:
             group.cancel()
 
     async def _queue(self) -> Group:
-        asks = [await self._ask(prompt, params) for prompt, params in zip(self._prompts, self._params, strict=True)]
+        asks = [await self._scored(ask) for ask in self._asks]
         return await queue(self._service, asks, **self._options)
 
-    async def _ask(self, prompt: str | list[int], params: SamplingParams) -> Ask:
-        start = self._scored_from
+    async def _scored(self, ask: Ask) -> Ask:
+        """With the prompt's log-probabilities, where they are asked for."""
+        start, prompt = self._scored_from, ask.prompt
         if start is None:
-            return Ask(prompt, params)
+            return ask
         ids = await self._service.tokenize(prompt) if isinstance(prompt, str) else prompt
         if start >= len(ids):
             told = f"logprob_start_len={start} is past the end of a prompt of {len(ids)} tokens: lower it"
             raise ApiError(400, told, param="logprob_start_len", code="invalid_value")
         if len(ids) == 1:  # nothing has a log-probability: the first token has nothing before it
-            return Ask(ids, params)
-        return Ask(
-            ids, dataclasses.replace(params, prompt_logprobs=params.logprobs, prompt_logprobs_start=max(start, 1))
+            return ask._replace(prompt=ids)
+        params = dataclasses.replace(
+            ask.params, prompt_logprobs=ask.params.logprobs, prompt_logprobs_start=max(start, 1)
         )
+        return ask._replace(prompt=ids, params=params)
 
     @property
     def _scored_from(self) -> int | None:
@@ -166,7 +170,7 @@ class _Generate:
         return start if self._body.return_logprob and start is not None and start >= 0 else None
 
     def _open(self, group: Group, i: int, j: int) -> _Output:
-        name = self._id if len(self._prompts) * self._n == 1 else f"{self._id}-{i * self._n + j}"
+        name = self._id if len(self._asks) * self._n == 1 else f"{self._id}-{i * self._n + j}"
         return _Output(name, self._begun, group.generations[i], self._scored_from, self._body, self._texts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine import constraints
 from engine.constraints import Grammar
@@ -28,25 +28,31 @@ def bad_request(error: RequestError, param: str | None = None) -> ApiError:
     return ApiError(400, str(error), param=param or (named[1] if named else None), code="invalid_value")
 
 
-def grammar_of(fields: GrammarFields, others: Mapping[str, Grammar | None] | None = None) -> Grammar | None:
-    """What the output must match, if anything.
+class Wanted(NamedTuple):
+    """What an output must match, and the field of the request that says so."""
 
-    others: grammars that the request asks for in other ways, by the field that does.
+    grammar: Grammar | None = None
+    field: str | None = None
+
+
+def grammar_of(fields: GrammarFields, others: Mapping[str, Grammar | None] | None = None) -> Wanted:
+    """others: grammars that the request asks for in other ways, by the field that does.
+
     Raises ApiError when there are two, or one can't be read.
     """
-    found: dict[str, Grammar] = {name: grammar for name, grammar in (others or {}).items() if grammar is not None}
+    found = [Wanted(grammar, name) for name, grammar in (others or {}).items() if grammar is not None]
     for name, make in _MAKERS.items():
         value = getattr(fields, name)
         if value is not None:
             try:
-                found[name] = make(value)
+                found.append(Wanted(make(value), name))
             except RequestError as error:
                 raise bad_request(error, name) from None
     if len(found) > 1:
-        *_, last = found
-        told = f"{' and '.join(found)} were given together: an output can follow one of them; take the others out"
-        raise ApiError(400, told, param=last, code="invalid_value")
-    return next(iter(found.values()), None)
+        names = " and ".join(str(wanted.field) for wanted in found)
+        told = f"{names} were given together: an output can follow one of them; take the others out"
+        raise ApiError(400, told, param=found[-1].field, code="invalid_value")
+    return found[0] if found else Wanted()
 
 
 def sampling_params(fields: SamplingFields, **settings: Any) -> SamplingParams:

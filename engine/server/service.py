@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, NoReturn
 
+from engine.constraints import GrammarError
 from engine.engine import Engine
 from engine.request import AdmissionRefused, RequestError, SamplingParams, Tokens, TooLong
 from engine.server.config import ServerConfig
@@ -193,6 +194,8 @@ class EngineService:
                 told = ApiError(429, str(error), code="refused", retry_after=self._wait())
             case TooLong():
                 told = ApiError(400, str(error), code="context_length_exceeded")
+            case GrammarError():
+                told = ApiError(400, str(error), code="invalid_grammar")
             case RequestError():
                 told = ApiError(400, str(error), code="invalid_value")
             case _:
