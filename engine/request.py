@@ -47,7 +47,8 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    """Over prompt and output: logits of seen tokens are divided (if positive) or multiplied by it."""
+    """Over prompt and output: logits of seen tokens are divided (if positive) or multiplied by it. Bounded, so that
+    none becomes infinite."""
     presence_penalty: float = 0.0
     """Over output: subtracted once from each token seen."""
     frequency_penalty: float = 0.0
@@ -92,7 +93,7 @@ class SamplingParams:
         need(self.top_k >= 0, "top_k", "0 (off) or more")
         need(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         need(0 <= self.min_p <= 1, "min_p", "from 0 to 1")
-        need(self.repetition_penalty > 0, "repetition_penalty", "above 0 (1 is off)")
+        need(0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "from 0.01 to 100 (1 is off)")
         need(-2 <= self.presence_penalty <= 2, "presence_penalty", "from -2 to 2")
         need(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "from -2 to 2")
         need(self.n >= 1, "n", "1 or more")

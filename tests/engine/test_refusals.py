@@ -52,6 +52,8 @@ def test_a_request_that_cannot_be_served_is_refused_with_a_reason(
         ("max_tokens", -1), ("max_tokens", 1.5), ("max_tokens", True), ("temperature", float("nan")),
         ("temperature", -1.0), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("min_p", 2.0), ("n", 0),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 5e-324),
+        ("repetition_penalty", 1e9),
         ("presence_penalty", 3.0), ("frequency_penalty", float("inf")), ("stop", "x"), ("stop", ("",)),
         ("stop_token_ids", (-1,)), ("seed", -1), ("logprobs", -1), ("min_tokens", 200), ("forced_output", ()),
         ("temperature", "hot"),
