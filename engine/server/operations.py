@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from engine.server.engine_thread import EngineDead
@@ -67,7 +68,7 @@ def make_router(state: ServerState) -> APIRouter:
         response.status_code = 503
         return {"status": "stopping" if service.thread.alive else "the engine is dead"}
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
