@@ -54,8 +54,8 @@ class EngineService:
         """The engine's thread is dead."""
         self._pool = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="tokenizer")
         self._streams: set[Stream] = set()
-        self._n_open = 0
-        self._all_ended = asyncio.Event()
+        self.n_open = 0
+        """Samples that were accepted and haven't ended."""
         self._recent_ends: deque[float] = deque(maxlen=64)
         engine.outputs.makes_text = False  # streams do
 
@@ -65,12 +65,6 @@ class EngineService:
         """To be called on the event loop that all else happens on."""
         self._loop = asyncio.get_running_loop()
         self.thread.start()
-
-    async def idle(self) -> None:
-        """Returns once nothing is under way."""
-        while self._n_open:
-            self._all_ended.clear()
-            await self._all_ended.wait()
 
     async def stop(self) -> None:
         """Ends what is under way, and the thread."""
@@ -87,7 +81,7 @@ class EngineService:
     @property
     def waiting(self) -> int:
         """Samples that wait for their first step, those included whose prompt is being read."""
-        return max(0, self._n_open - self.running)
+        return max(0, self.n_open - self.running)
 
     # ---- what endpoints ask
 
@@ -182,9 +176,7 @@ class EngineService:
     def _count(self, n: int) -> None:
         if self.died.is_set():
             return
-        self._n_open += n
-        if not self._n_open:
-            self._all_ended.set()
+        self.n_open += n
 
     def _refuse(self, error: Exception) -> NoReturn:
         match error:
@@ -228,9 +220,8 @@ class EngineService:
         for stream in tuple(self._streams):
             stream.fail(ApiError(500, "the engine has died; the server is going down", code="engine_dead"))
         self._streams.clear()
-        self._n_open = self.running = 0
+        self.n_open = self.running = 0
         self.died.set()
-        self._all_ended.set()
 
     def _cut(self, connection: Callable[[], None]) -> None:
         self.metrics.cut.inc()

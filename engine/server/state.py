@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from engine.server.config import ServerConfig
 from engine.server.conversation import Chat
@@ -20,5 +19,3 @@ class ServerState:
     """Unix time at which the model was loaded."""
     chat: Chat
     """How the model talks: its chat template and its form of tool calls."""
-    images: Any = None
-    """Reads images; None where the model takes none."""

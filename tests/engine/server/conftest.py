@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
-import uvicorn
+import uvloop
 
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.make import make_engine
 from engine.server.app import make_app
+from engine.server.auth import ApiKeys
 from engine.server.config import ServerConfig
 from engine.server.conversation import Chat
+from engine.server.front import Front, listen, url
 from engine.server.service import EngineService
 from engine.server.state import ServerState
 
@@ -29,9 +30,15 @@ class LiveServer(NamedTuple):
 
 
 @contextmanager
-def serve(config: ServerConfig | None = None, engine: EngineConfig | None = None) -> Iterator[LiveServer]:
+def serve(
+    config: ServerConfig | None = None,
+    engine: EngineConfig | None = None,
+    *,
+    keys: ApiKeys | None = None,
+    hosts: Collection[str] | None = None,
+) -> Iterator[LiveServer]:
     """A server in a thread of this process, with its event loop; gone at the end."""
-    config = config or ServerConfig(port=0)
+    config = config or ServerConfig(port=0, grace_s=0)
     made = make_engine(engine or EngineConfig(model="tiny", device="cpu", pool_tokens=8192))
     service = EngineService(made, config)
     state = ServerState(
@@ -41,24 +48,23 @@ def serve(config: ServerConfig | None = None, engine: EngineConfig | None = None
         created=1_700_000_000,
         chat=Chat.of(service.tokenizer, config),
     )
-    server = uvicorn.Server(uvicorn.Config(make_app(state), port=0, log_level="warning", lifespan="off"))
+    listener = listen(config)
+    front = Front(state, make_app(state, keys=keys, hosts=hosts), listener)
+    ready = threading.Event()
 
     async def run() -> None:
-        service.start()
-        await server.serve()
-        await service.stop()
+        await front.run(ready.set)
 
-    thread = threading.Thread(target=asyncio.run, args=(run(),), name="event loop")
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server didn't start"
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield LiveServer(f"http://127.0.0.1:{port}", state)
-    finally:
-        server.should_exit = True
-        thread.join(timeout=30)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        loop = runner.get_loop()
+        thread = threading.Thread(target=loop.run_until_complete, args=(run(),), name="event loop")
+        thread.start()
+        try:
+            assert ready.wait(timeout=30), "the server didn't start"
+            yield LiveServer(url(listener), state)
+        finally:
+            loop.call_soon_threadsafe(front.close)
+            thread.join(timeout=30)
 
 
 @pytest.fixture(scope="session")
