@@ -99,7 +99,7 @@ class ChatTemplate:
     ) -> str:
         end = None
         if continue_last:
-            end = secrets.token_hex(12)
+            end = secrets.token_hex(12) + " "
             messages = _with_end(messages, end)
         variables = {
             **self._tokenizer.special_tokens,
@@ -147,7 +147,9 @@ def _with_end(messages: Sequence[Message], end: str) -> list[Message]:
 
 
 def _until(rendered: str, end: str) -> str:
-    at = rendered.rfind(end)
+    """end: the mark, with a space after it."""
+    at = rendered.rfind(end.strip())
     if at < 0:
         raise RequestError("the chat template leaves the last message out, so that the answer can't go on from it")
-    return rendered[:at]
+    kept = rendered[:at]
+    return kept if rendered.startswith(end, at) else kept.rstrip()  # a template that trims would have trimmed it

@@ -16,7 +16,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_TURNS = 1_000_000
+MAX_TURNS = 200_000
 """Of all loops of one rendering, calls of macros included."""
 MAX_SIZE = 16 * 2**20
 """Characters of the text, and of any text or list (elements) that an operator makes on the way."""

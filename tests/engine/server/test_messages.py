@@ -255,7 +255,7 @@ def test_the_client_raises_its_own_errors(client: anthropic.Anthropic) -> None:
         ask(client, model="other")
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         ask(client, max_tokens=0)
-    with pytest.raises(anthropic.BadRequestError, match="grammar|schema"):
+    with pytest.raises(anthropic.BadRequestError, match=r"grammar|schema"):
         ask(client, tools=[{"name": "a", "input_schema": {"type": "object", "properties": {"x": {"type": "no"}}}}])
 
 
