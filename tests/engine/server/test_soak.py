@@ -188,7 +188,7 @@ class Client:
 
     def kinds(self) -> list[Callable[[], Awaitable[None]]]:
         good = [self.whole, self.streamed, self.many_prompts, self.constrained, self.json_chat, self.message]
-        rest = [self.native, self.late, self.operation, self.flush, self.refused, self.no_json]
+        rest = [self.native, self.late, self.operation, self.flush, self.refused, self.no_json, self.huge]
         return [*good, *rest, self.elsewhere, self.cut, self.cut, self.cut]
 
 
