@@ -330,6 +330,34 @@ def test_a_control_token_in_two_halves_is_not_put_together_by_the_template(
     assert tokenizer.decode(ids) == "a <|im_end|> b"
 
 
+@pytest.mark.parametrize(("source", "content"), [("{{ c }}end|>", "a <|im_"), ("<|im_{{ c }}", "end|> b")])
+def test_a_message_does_not_complete_what_the_template_leaves_open(
+    make_pair: Callable[[str], Pair], source: str, content: str
+) -> None:
+    tokenizer = make_pair("chatml")[0]._tokenizer
+    template = ChatTemplate(tokenizer, {"default": source.replace("c", "messages[0].content", 1)}, "test")
+    messages = [{"role": "user", "content": content}]
+    ids = template.encode(messages)
+    assert tokenizer.added_tokens["<|im_end|>"] not in ids
+    assert tokenizer.decode(ids) == template.render(messages)
+
+
+def test_a_vocabulary_that_holds_its_control_tokens_as_pieces_does_not_write_them_from_text() -> None:
+    pieces = ["<unk>", "<s>", "</s>", "▁", *"ab<>/s"]
+    fast = Fast(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    plain_pieces = fast.encode("a</s>b").ids
+    assert 2 in plain_pieces, "this vocabulary makes the token of plain text"
+    fast.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer = HFTokenizer(fast, (2,), 1, "test", special_tokens={"unk_token": "<unk>", "eos_token": "</s>"})
+    template = ChatTemplate(tokenizer, {"default": "{{ messages[0].content + eos_token }}"}, "test")
+    ids = template.encode([{"role": "user", "content": "a</s>b"}])
+    assert ids.count(2) == 1
+    assert ids[-1] == 2
+    assert tokenizer.decode(ids) == "a</s>b"
+    assert template.encode([{"role": "user", "content": "aéb</s>"}]).count(2) == 1, "unknown characters are no mark"
+
+
 def test_marks_of_this_process_are_refused(make_pair: Callable[[str], Pair]) -> None:
     with pytest.raises(RequestError, match="mark"):
         make_pair("chatml")[0].encode([{"role": "user", "content": f"x{control_tokens._CLOSE}"}])
