@@ -119,13 +119,14 @@ def test_a_stream_adds_up_to_the_whole(chat: Callable[..., Any]) -> None:
 
 
 def test_the_clients_stream_helper_gives_the_whole(client: openai.OpenAI, chat: Callable[..., Any]) -> None:
-    stop = chat().choices[0].message.content[-3:]  # the helper takes an answer that was cut by length for an error
-    options: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0.0, "max_tokens": 12}
-    with client.chat.completions.stream(**options, stop=[stop]) as stream:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 5}
+    stop = chat(**options).choices[0].message.content[-3:]  # the helper takes an answer cut by length for an error
+    options |= {"stop": [stop], "max_tokens": 12}
+    with client.chat.completions.stream(model="tiny", messages=MESSAGES, **options) as stream:
         said = "".join(event.delta for event in stream if event.type == "content.delta")
         final = stream.get_final_completion()
     assert said
-    assert said == final.choices[0].message.content == chat(stop=[stop]).choices[0].message.content
+    assert said == final.choices[0].message.content == chat(**options).choices[0].message.content
 
 
 # ---- output in a form
