@@ -44,6 +44,7 @@ _MEANINGS = {
     "doesn't satisfy": "the output left the grammar",
 }
 """What the library's messages are about."""
+_LONGEST_REASON = 300
 _NOT_SERVED = re.compile(r"^\s*[?!]?[\w-]+\[[^\]\n]*\b(temperature|max_tokens|stop)\b[^\]\n]*\]\s*:", re.MULTILINE)
 
 
@@ -225,9 +226,14 @@ def _raise_error(matcher: LLMatcher) -> None:
 
 
 def _one_line(message: str) -> str:
-    """Without the places that the library draws under its messages."""
+    """The reason, without the places that the library draws around it."""
+    if "\nerror: " in message:
+        message = message.rsplit("\nerror: ", 1)[1]
     lines = [line for line in message.splitlines() if not re.match(r"\s*(\d+ \||\^+\s*$|<)", line)]
-    return " ".join(" ".join(lines).removesuffix("<non-verbose/>").split())[:300]
+    line = " ".join(" ".join(lines).split())
+    return (
+        line if len(line) <= _LONGEST_REASON else f"{line[: _LONGEST_REASON // 2]} ... {line[-_LONGEST_REASON // 2 :]}"
+    )
 
 
 def _with_options(schema: Any) -> Any:
