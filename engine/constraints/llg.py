@@ -36,6 +36,8 @@ _NO_TEXT = b"\xff"
 _MEANINGS = {
     "initial lexer configuration": "the grammar takes more work to compile than compile_fuel allows: make it smaller",
     "schema too large": "the JSON schema comes out too large: use fewer anyOf that are combined by allOf",
+    "Unimplemented keys": "the JSON schema uses keywords that are not served: leave them out",
+    "oneOf constraints": "the JSON schema has a oneOf whose parts may overlap, which is not served: use anyOf",
     "grammar size": "the grammar comes out too large: make it smaller",
     "too many expressions": "the next token takes more work to find than step_fuel allows: make the grammar simpler",
     "too many states": "the grammar needs more states than max_states allows: make it simpler",
@@ -44,6 +46,8 @@ _MEANINGS = {
     "doesn't satisfy": "the output left the grammar",
 }
 """What the library's messages are about."""
+_ADVICE = " Enable 'coerce_one_of' option to approximate oneOf with anyOf"
+"""Of the library; nobody can follow it here."""
 _LONGEST_REASON = 300
 _NOT_SERVED = re.compile(r"^\s*[?!]?[\w-]+\[[^\]\n]*\b(temperature|max_tokens|stop)\b[^\]\n]*\]\s*:", re.MULTILINE)
 
@@ -221,7 +225,7 @@ def _raise_error(matcher: LLMatcher) -> None:
     message = matcher.get_error()
     for part, meaning in _MEANINGS.items():
         if part in message:
-            raise GrammarError(f"{meaning} ({_one_line(message)})")
+            raise GrammarError(f"{meaning} ({_one_line(message).removesuffix(_ADVICE)})")
     raise GrammarError(f"the grammar can't be served: {_one_line(message)}")
 
 
