@@ -20,6 +20,8 @@ from engine.request import Request, TokenLogprob
 
 _CANDIDATES = 1024
 """Likeliest tokens looked at first for top-p; rows that need more are sorted whole."""
+_LEAST_WEIGHT = 2.0**-100
+"""A token that weighs less than this share of the likeliest one isn't drawn: random numbers are multiples of 2**-52."""
 
 
 class Sampled(NamedTuple):
@@ -155,7 +157,7 @@ def _draw(scaled: torch.Tensor, requests: Sequence[Request]) -> list[int]:
         params = request.params
         (cut_rows if 0 < params.top_k < vocab or params.top_p < 1 else open_rows).append(i)
     if open_rows:
-        weights = rows_of(scaled, open_rows).exp()
+        weights = _weights(rows_of(scaled, open_rows))
         _drop_improbable(weights, [requests[i] for i in open_rows])
         for i, token in zip(open_rows, _invert(weights, rows_of(u, open_rows)), strict=True):
             tokens[i] = token
@@ -184,7 +186,7 @@ def _nucleus(
     """
     vocab = scaled.shape[1]
     top, ids = likeliest(scaled, width)
-    weights = top.exp()
+    weights = _weights(top)
     limits = [r.params.top_k if 0 < r.params.top_k < vocab else vocab for r in requests]
     limit = torch.tensor(limits, device=scaled.device).unsqueeze(1)
     p = torch.tensor([r.params.top_p for r in requests], dtype=torch.float64, device=scaled.device).unsqueeze(1)
@@ -193,11 +195,17 @@ def _nucleus(
     total = cumulative[:, -1:].clone()
     unlimited = [i for i, n in enumerate(limits) if n > width]
     if unlimited:
-        total[unlimited] = _running_sum(rows_of(scaled, unlimited).exp())[:, -1:]
+        total[unlimited] = _running_sum(_weights(rows_of(scaled, unlimited)))[:, -1:]
     before = cumulative - weights
     weights *= (p >= 1) | (before < p * total)
     enough = cumulative[:, -1:] >= p * total
     return weights, ids, [n <= width or bool(e) for n, e in zip(limits, enough.squeeze(1).tolist(), strict=True)]
+
+
+def _weights(scaled: torch.Tensor) -> torch.Tensor:
+    """exp. What is next to nothing is made 0 here: a vectorised exp takes ten times as long over -inf and underflow."""
+    weights = scaled.clamp(min=math.log(_LEAST_WEIGHT) - 1).exp_()
+    return torch.threshold_(weights, _LEAST_WEIGHT, 0.0)
 
 
 def _drop_improbable(weights: torch.Tensor, requests: Sequence[Request]) -> None:

@@ -249,6 +249,45 @@ def test_only_what_the_mask_allows_is_sampled(vocab: int) -> None:
         assert hot[i] in choices
 
 
+@pytest.mark.parametrize("vocab", [4, 31, 32, 33, 100, 1000, 4099])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_mask_is_the_same_as_logits_of_minus_infinity(vocab: int, dtype: torch.dtype) -> None:
+    """Masks of every density, bits beyond the vocabulary and ties among them; some rows have none."""
+    rng = np.random.default_rng(vocab)
+    n, words = 40, (vocab + 31) // 32
+    logits = logits_of(vocab, rows=n, vocab=vocab).mul(4).round().div(4).to(dtype)  # few values: many are equal
+    logits[5, rng.random(vocab) < 0.5] = -math.inf
+    share = rng.choice([0.0, 0.001, 0.02, 0.3, 1.0], n)
+    bits = rng.random((n, 32 * words)) < share[:, None]
+    bits[:, vocab:] = True
+    masks: list[Any] = list(np.packbits(bits, axis=1, bitorder="little").view(np.int32))
+    masks[3] = masks[7] = None
+    requests = [
+        request(
+            seed=i,
+            temperature=(0, 1.0, 0, 0.3, 0)[i % 5],
+            top_k=(0, 4)[i % 7 == 1],
+            top_p=(1.0, 0.7)[i % 4 == 1],
+            repetition_penalty=(1.0, 1.3)[i % 6 == 2],
+        )
+        for i in range(n)
+    ]
+    out = sample(logits, requests, masks)
+    forbidden = torch.from_numpy(~bits[:, :vocab])
+    forbidden[[3, 7]] = False
+    plain = logits.masked_fill(forbidden, -math.inf)
+    wanted = sample(plain, requests)
+    assert out.tokens == wanted.tokens
+    for i, token in enumerate(out.tokens):
+        if (plain[i] == -math.inf).all():
+            assert token is None
+            assert "forbidden" in (out.errors[i] or "") or (logits[i] == -math.inf).all()
+        else:
+            assert out.errors[i] is None
+            if requests[i].params.temperature == 0 and requests[i].params.repetition_penalty == 1.0:
+                assert token == plain[i].tolist().index(max(plain[i].tolist()))
+
+
 def test_forced_tokens_come_out_with_the_models_log_probability() -> None:
     logits = logits_of(30)
     one = request(output=[9], temperature=1.0, forced_output=(9, 55), logprobs=2)
