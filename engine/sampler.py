@@ -14,7 +14,7 @@ import torch
 
 from engine import hashed_random
 from engine.logprobs import likeliest, precision_of, rows_of, score
-from engine.masks import forbid, likeliest_allowed, stacked
+from engine.masked_logits import forbid, likeliest_allowed, stacked
 from engine.penalties import is_penalised, penalise
 from engine.request import Request, TokenLogprob
 
