@@ -21,20 +21,34 @@ def data_folder(given: str | None) -> Path | None:
     return Path(name) if name else None
 
 
-def mmlu_prompts(data: Path) -> list[Tokens]:
-    """The first 3 subjects in alphabetical order, 40 questions each, 5-shot, in the TinyLlama vocabulary.
+def mmlu_texts(data: Path) -> list[str]:
+    """The first 3 subjects in alphabetical order, 40 questions each, 5-shot, cut to fit the TinyLlama vocabulary.
 
     Raises FileNotFoundError when `data` has no tokenizers/tinyllama_tokenizer.json.
     """
-    file = data / "tokenizers" / "tinyllama_tokenizer.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} isn't there; --data names a folder with mmlu/ and tokenizers/")
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = _tinyllama(data)
     workload = MMLU(subjects=3, questions_per_subject=40, data_dir=str(data / "mmlu"))
     workload.count_tokens = lambda text: len(tokenizer.encode(text).ids)
     workload.load()
-    texts = [str(job.args["examples"]) + str(job.args["question"]) for job in workload.jobs()]
-    return [np.array(tokenizer.encode(text).ids, np.int64) for text in texts]
+    return [str(job.args["examples"]) + str(job.args["question"]) for job in workload.jobs()]
+
+
+def mmlu_prompts(data: Path) -> list[Tokens]:
+    """`mmlu_texts` as tokens. Raises FileNotFoundError as it does."""
+    tokenizer = _tinyllama(data)
+    return [np.array(tokenizer.encode(text).ids, np.int64) for text in mmlu_texts(data)]
+
+
+def tinyllama_file(data: Path) -> Path:
+    """Raises FileNotFoundError when it isn't there."""
+    file = data / "tokenizers" / "tinyllama_tokenizer.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} isn't there; --data names a folder with mmlu/ and tokenizers/")
+    return file
+
+
+def _tinyllama(data: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(tinyllama_file(data)))
 
 
 def synthetic_prompts(n: int, *, shared: int = 500, own: int = 100, seed: int = 0) -> list[Tokens]:
