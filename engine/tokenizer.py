@@ -17,6 +17,8 @@ BUILTIN_VOCAB = 512
 _SPECIALS = ("<unk>", "<s>", "</s>")
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|startoftext|>")
 _EOS_NAMES = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_end|>")
+_SPOKEN = ("[TOOL_CALLS]", "<tool_call>", "</tool_call>")
+"""Special tokens of some tokenizers that a model writes for its reader: they have text, as any other token."""
 _HUB_FILES = ("*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.jinja")
 
 
@@ -115,7 +117,7 @@ class HFTokenizer:
         self.vocab_size = max(vocab.values(), default=-1) + 1
         added = fast.get_added_tokens_decoder()
         self.added_tokens: Mapping[str, int] = {token.content: i for i, token in added.items()}
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.special_ids = frozenset(i for i, token in added.items() if token.special and token.content not in _SPOKEN)
         self.special_tokens: Mapping[str, str] = special_tokens or {}
         self.chat_templates: Mapping[str, str] = chat_templates or {}
         decoder = json.loads(fast.to_str())["decoder"]

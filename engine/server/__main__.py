@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         listener = listen(settings.server)
         engine = make_engine(settings.engine, keep_history=settings.record is not None)
         state = make_state(engine, settings.server)
+        log.info("%s", state.chat.describe())
     except TOLD as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

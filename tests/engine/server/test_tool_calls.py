@@ -5,14 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Fast
 
-from engine.constraints import ToolChoice
+from engine.constraints import GrammarError, ToolChoice
+from engine.constraints.base import GrammarLimits
+from engine.constraints.canonical import inner_encode
+from engine.constraints.llg import LLGuidance
 from engine.request import RequestError
 from engine.server.tool_calls import CallArguments, CallEnd, CallStart, Content, ToolCallParser
 from engine.server.tool_formats import (
@@ -24,6 +30,7 @@ from engine.server.tool_formats import (
     choose_tool_format,
     make_tool,
 )
+from engine.tokenizer import HFTokenizer, Tokenizer, builtin_tokenizer
 
 EXAMPLES = settings(max_examples=150, deadline=None)
 FORMATS = st.sampled_from(list(TOOL_FORMATS.values()))
@@ -95,6 +102,74 @@ def test_any_text_is_read_the_same_however_it_is_cut(data: st.DataObject, tool_f
     text = text.replace("CALL", tool_format.write("f", {"a": [1, "}"]}))
     text = text[: data.draw(st.integers(0, len(text)))]
     assert read(tool_format, data.draw(cut(text))) == read(tool_format, [text]) == read(tool_format, list(text))
+
+
+@pytest.fixture(scope="module")
+def mistral_like(data_dir: Path) -> HFTokenizer:
+    """TinyLlama's vocabulary with Mistral's special token."""
+    fast = Fast.from_file(str(data_dir / "tokenizers" / "tinyllama_tokenizer.json"))
+    fast.add_special_tokens(["[TOOL_CALLS]"])
+    return HFTokenizer(fast, (2,), 1, "mistral")
+
+
+@pytest.fixture(params=["builtin", "mistral"])
+def backend(request: pytest.FixtureRequest) -> tuple[Tokenizer, LLGuidance]:
+    tokenizer: Tokenizer = (
+        builtin_tokenizer() if request.param == "builtin" else request.getfixturevalue("mistral_like")
+    )
+    return tokenizer, LLGuidance(
+        tokenizer, vocab_size=tokenizer.vocab_size, eos=tokenizer.eos_token_ids, limits=GrammarLimits()
+    )
+
+
+def written(tokenizer: Tokenizer, text: str) -> list[int]:
+    """As a model writes it in the middle of its output: the special token is one token, if there is such a token."""
+    ids: list[int] = []
+    for part in re.split(r"(\[TOOL_CALLS])", text) if "[TOOL_CALLS]" in tokenizer.added_tokens else [text]:
+        ids += [tokenizer.added_tokens[part]] if part in tokenizer.added_tokens else inner_encode(tokenizer)(part) or []
+    assert b"".join(map(tokenizer.token_bytes, ids)).decode() == text
+    return ids
+
+
+WEATHER = make_tool(
+    "get_weather",
+    None,
+    {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city", "days"]},
+)
+TIME = make_tool("get_time", None, None)
+
+
+@pytest.mark.parametrize("choice", list(ToolChoice))
+@pytest.mark.parametrize("tool_format", list(TOOL_FORMATS.values()), ids=lambda tool_format: tool_format.name)
+def test_the_grammar_allows_what_the_parser_reads(
+    backend: tuple[Tokenizer, LLGuidance], tool_format: ToolFormat, choice: ToolChoice
+) -> None:
+    tokenizer, library = backend
+    compiled = library.compile(tool_format.grammar([WEATHER, TIME], choice))
+    calls = [("get_weather", {"city": 'Å"}</tool_call>', "days": 3}), ("get_time", {})]
+    text = "".join(tool_format.write(name, arguments) for name, arguments in calls)
+    text = text if choice is ToolChoice.REQUIRED else "Let me see.\n" + text
+    matcher = compiled.matcher()
+    matcher.accept(written(tokenizer, text))
+    mask = np.zeros((tokenizer.vocab_size + 31) // 32, np.int32)
+    matcher.fill(mask)
+    eos = tokenizer.eos_token_ids[0]
+    assert mask[eos // 32] >> (eos % 32) & 1, "the output may end after a call"
+    content, found = read(tool_format, [text])
+    assert content == ("" if choice is ToolChoice.REQUIRED else "Let me see.")
+    assert [(name, json.loads(arguments)) for name, arguments, _ in found] == calls
+
+
+@pytest.mark.parametrize("wrong", [("get_weather", {"city": 3, "days": 3}), ("get_rain", {}), ("get_time", {"x": 1})])
+@pytest.mark.parametrize("tool_format", list(TOOL_FORMATS.values()), ids=lambda tool_format: tool_format.name)
+def test_the_grammar_refuses_calls_that_were_not_offered(
+    backend: tuple[Tokenizer, LLGuidance], tool_format: ToolFormat, wrong: tuple[str, dict[str, Any]]
+) -> None:
+    tokenizer, library = backend
+    for choice, before in ((ToolChoice.REQUIRED, ""), (ToolChoice.AUTO, "So: ")):
+        matcher = library.compile(tool_format.grammar([WEATHER, TIME], choice)).matcher()
+        with pytest.raises(GrammarError):
+            matcher.accept(written(tokenizer, before + tool_format.write(*wrong)))
 
 
 @EXAMPLES
