@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.constraints.base import Mask
 from engine.constraints.fsm.automaton import DEAD, Automaton
+from engine.constraints.masks import packed
 from engine.tokenizer import Tokenizer
 
 
@@ -38,7 +38,7 @@ class VocabularyTree:
             self._levels.append(len(parents))
         self._parents = np.array(parents, np.int32)
         self._signs = np.array(signs, np.uint8)
-        self.ends = self._packed(np.array(sorted(self.eos), np.int64))
+        self.ends = packed(sorted(self.eos), vocab_size)
         """The mask of an output that may only end."""
         self._ids = np.array(list(tokens), np.int64)
         self._nodes = np.array([number[text] for text in tokens.values()], np.int64)
@@ -56,10 +56,5 @@ class VocabularyTree:
             states[first:last] = automaton.table[states[self._parents[first:last]], signs]
             if not states[first:last].any():
                 break
-        mask = self._packed(self._ids[states[self._nodes] != DEAD])
+        mask = packed(self._ids[states[self._nodes] != DEAD], self.vocab_size)
         return mask | self.ends if automaton.accepting[state] else mask
-
-    def _packed(self, tokens: npt.NDArray[np.int64]) -> Mask:
-        bits = np.zeros(-(-self.vocab_size // 32) * 32, np.uint8)
-        bits[tokens] = 1
-        return np.packbits(bits, bitorder="little").view(np.int32)
