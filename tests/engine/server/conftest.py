@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import uvloop
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.make import make_engine
+from engine.request import Request
 from engine.server.app import make_app
 from engine.server.auth import ApiKeys
 from engine.server.config import ServerConfig
@@ -29,18 +31,51 @@ class LiveServer(NamedTuple):
     state: ServerState
 
 
+class Brake:
+    """Holds an engine before its next step."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._free = threading.Event()
+        self._free.set()
+        step = engine.step
+
+        def braked() -> list[Request]:
+            assert self._free.wait(timeout=30), "nobody let the engine go on"
+            return step()
+
+        engine.step = braked  # type: ignore[method-assign]
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for what another thread is about to do."""
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it didn't happen")
+
+
 @contextmanager
 def serve(
     config: ServerConfig | None = None,
-    engine: EngineConfig | None = None,
+    engine: EngineConfig | Engine | None = None,
     *,
     keys: ApiKeys | None = None,
     hosts: Collection[str] | None = None,
 ) -> Iterator[LiveServer]:
     """A server in a thread of this process, with its event loop; gone at the end."""
     config = config or ServerConfig(port=0, grace_s=0)
-    made = make_engine(engine or EngineConfig(model="tiny", device="cpu", pool_tokens=8192))
-    service = EngineService(made, config)
+    if not isinstance(engine, Engine):
+        engine = make_engine(engine or EngineConfig(model="tiny", device="cpu", pool_tokens=8192), keep_history=False)
+    service = EngineService(engine, config)
     state = ServerState(
         service=service,
         config=config,
