@@ -76,9 +76,9 @@ def test_a_host_is_known_to_be_this_machine_only(host: str, only_this_machine: b
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(ConfigError, match="can't listen .* port=0 takes any"):
-            listen(ServerConfig(port=taken.getsockname()[1]))
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken, pytest.raises(ConfigError, match=r"can't listen .* port=0 takes any"):
+        listen(ServerConfig(port=taken.getsockname()[1]))
 
 
 def test_port_0_takes_one_that_is_free() -> None:
