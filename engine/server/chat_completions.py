@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,9 +17,9 @@ from engine.server.chat_prompt import encode_chat, read_tools
 from engine.server.conversation import ToolUse
 from engine.server.errors import ApiError
 from engine.server.generation import Finish
-from engine.server.group import Ask, Group, queue
+from engine.server.group import Ask, Group, Sample, queue
 from engine.server.sampling import bad_request, grammar_of, request_params
-from engine.server.sse import DONE, EventStream, answer, event
+from engine.server.sse import DONE, EventStream, answer, as_json, aside, event
 from engine.server.state import ServerState
 from engine.server.token_logprobs import TokenTexts, chat_logprobs
 from engine.server.tool_calls import CallArguments, CallStart, Content, ToolCallParser
@@ -59,39 +60,36 @@ class _Completion:
             raise bad_request(error, "tools") from None
         self._wanted = grammar_of(body, {"tools": self._calls, "response_format": _response_grammar(body)})
 
-    async def whole(self) -> dict[str, Any]:
-        group = await self._queue()
-        try:
+    async def whole(self) -> bytes:
+        async with await self._queue() as group:
             (samples,) = await group.collect()
-        finally:
-            group.cancel()
+        return await aside(group.is_large, self._answer, group, samples)
+
+    def _answer(self, group: Group, samples: Sequence[Sample]) -> bytes:
         usage = Usage.of([group.generations[0].prompt])
         choices = []
         for index, sample in enumerate(samples):
             usage.add(index, sample.finish)
             choices.append(self._open(index).whole(sample.text, sample.logprobs, sample.finish))
-        return {**self._head("chat.completion"), "choices": choices, "usage": usage.as_data()}
+        return as_json({**self._head("chat.completion"), "choices": choices, "usage": usage.as_data()})
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        group = await self._queue()
-        try:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        async with await self._queue() as group, aclosing(group.pieces()) as pieces:
             usage = Usage.of([group.generations[0].prompt])
             wants_usage = asking.wants_usage(self._body)
-            no_usage = {"usage": None} if wants_usage else {}
-            head = self._head("chat.completion.chunk")
+            bare = self._head("chat.completion.chunk")
+            head = {**bare, "usage": None} if wants_usage else bare
             choices: dict[int, _Choice] = {}
-            async for _, delta in group.pieces():
+            async for _, delta in pieces:
                 if delta.index not in choices:
                     choices[delta.index] = self._open(delta.index)
                 if delta.finish is not None:
                     usage.add(delta.index, delta.finish)
                 for chunk in choices[delta.index].take(delta.text, delta.logprobs, delta.finish):
-                    yield event({**head, "choices": [chunk], **no_usage})
+                    yield event({**head, "choices": [chunk]})
             if wants_usage:
-                yield event({**head, "choices": [], "usage": usage.as_data()})
+                yield event({**bare, "choices": [], "usage": usage.as_data()})
             yield DONE
-        finally:
-            group.cancel()
 
     async def _queue(self) -> Group:
         body, state = self._body, self._state

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,11 +13,11 @@ from starlette.responses import Response
 from engine.request import TokenLogprob
 from engine.server import asking
 from engine.server.errors import ApiError, unsupported
-from engine.server.generation import Finish, Generation
-from engine.server.group import Ask, Group, queue
+from engine.server.generation import Delta, Finish, Generation
+from engine.server.group import Ask, Group, Sample, queue
 from engine.server.openai_models import CompletionRequest, CompletionResponse, PromptList
 from engine.server.sampling import grammar_of, request_params
-from engine.server.sse import DONE, EventStream, answer, event
+from engine.server.sse import DONE, EventStream, answer, as_json, aside, event
 from engine.server.state import ServerState
 from engine.server.token_logprobs import TextLogprobs, TokenTexts
 from engine.server.usage import Usage
@@ -64,12 +65,12 @@ class _Completion:
             grammar=grammar,
         )
 
-    async def whole(self) -> dict[str, Any]:
-        group = await self._queue()
-        try:
+    async def whole(self) -> bytes:
+        async with await self._queue() as group:
             found = await group.collect()
-        finally:
-            group.cancel()
+        return await aside(group.is_large, self._answer, group, found)
+
+    def _answer(self, group: Group, found: Sequence[Sequence[Sample]]) -> bytes:
         usage = Usage.of([generation.prompt for generation in group.generations])
         choices = []
         for i, samples in enumerate(found):
@@ -77,29 +78,26 @@ class _Completion:
                 usage.add(j, sample.finish)
                 choice = self._open(group, i, j)
                 choices.append(choice.take(sample.text, sample.logprobs, sample.finish))
-        return {**self._head, "choices": choices, "usage": usage.as_data()}
+        return as_json({**self._head, "choices": choices, "usage": usage.as_data()})
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        group = await self._queue()
-        try:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        async with await self._queue() as group, aclosing(group.pieces()) as pieces:
             usage = Usage.of([generation.prompt for generation in group.generations])
             wants_usage = asking.wants_usage(self._body)
-            no_usage = {"usage": None} if wants_usage else {}
+            head = {**self._head, "usage": None} if wants_usage else self._head
             choices: dict[int, _Choice] = {}
-            async for i, delta in group.pieces():
+            async for i, delta in pieces:
                 index = i * self._n + delta.index
-                if index not in choices:
+                begins = index not in choices
+                if begins:
                     choices[index] = self._open(group, i, delta.index)
                 if delta.finish is not None:
                     usage.add(delta.index, delta.finish)
-                if choices[index].is_news(delta.text, delta.logprobs, delta.finish):
-                    piece = choices[index].take(delta.text, delta.logprobs, delta.finish)
-                    yield event({**self._head, "choices": [piece], **no_usage})
+                if choices[index].is_news(delta):
+                    yield await aside(begins and group.is_large, choices[index].event, head, delta)
             if wants_usage:
                 yield event({**self._head, "choices": [], "usage": usage.as_data()})
             yield DONE
-        finally:
-            group.cancel()
 
     async def _queue(self) -> Group:
         asks = [await self._ask(prompt) for prompt in self._prompts]
@@ -133,9 +131,12 @@ class _Choice:
         if generation.params.logprobs is not None:
             self._logprobs = TextLogprobs(texts, generation.prompt if echo is None else ())
 
-    def is_news(self, text: str, logprobs: Sequence[TokenLogprob], finish: Finish | None) -> bool:
+    def is_news(self, delta: Delta) -> bool:
         """There is something to tell; a token alone may have no text yet."""
-        return bool(text or logprobs or finish is not None or self._echo is not None)
+        return bool(delta.text or delta.logprobs or delta.finish is not None or self._echo is not None)
+
+    def event(self, head: Mapping[str, Any], delta: Delta) -> bytes:
+        return event({**head, "choices": [self.take(delta.text, delta.logprobs, delta.finish)]})
 
     def take(self, text: str, logprobs: Sequence[TokenLogprob], finish: Finish | None) -> dict[str, Any]:
         unscored: Sequence[int] = ()

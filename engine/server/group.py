@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 from engine.request import SamplingParams, TokenLogprob
 from engine.server.errors import ApiError
 from engine.server.generation import Delta, Finish, Generation, Service
 
 Prompt = str | Sequence[int]
+_MANY_LOGPROBS = 5_000
+"""Some 10 ms of work."""
 
 
 class Ask(NamedTuple):
@@ -43,12 +45,20 @@ class Group:
     def __init__(self, generations: Sequence[Generation]) -> None:
         self.generations = generations
 
-    def cancel(self) -> None:
-        """Ends what is still under way. Any number of times."""
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Ends what is still under way."""
         for generation in self.generations:
             generation.cancel()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    @property
+    def is_large(self) -> bool:
+        """So many log-probabilities are asked for that other clients would wait while they are written down."""
+        return sum(map(_n_logprobs, self.generations)) > _MANY_LOGPROBS
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Everything, as it comes. Raises ApiError when one of them fails."""
         if len(self.generations) == 1:
             async for delta in self.generations[0]:
@@ -91,6 +101,14 @@ async def queue(service: Service, asks: Sequence[Ask], **options: Any) -> Group:
             if not isinstance(outcome, BaseException):
                 outcome.cancel()
         raise
+
+
+def _n_logprobs(generation: Generation) -> int:
+    params = generation.params
+    if params.logprobs is None:
+        return 0
+    scored = 0 if params.prompt_logprobs is None else len(generation.prompt)
+    return params.n * (scored + params.max_tokens) * (1 + params.logprobs)
 
 
 async def _queue(service: Service, ask: Ask, options: Mapping[str, Any]) -> Generation:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,8 +16,8 @@ from engine.server import asking
 from engine.server.chat_prompt import encode_chat, read_tools
 from engine.server.conversation import ToolUse
 from engine.server.errors import ApiError
-from engine.server.generation import Finish, Generation
-from engine.server.group import Ask, Group, queue
+from engine.server.generation import Delta, Finish, Generation
+from engine.server.group import Ask, Group, Sample, queue
 from engine.server.native_models import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -30,7 +29,7 @@ from engine.server.native_models import (
 )
 from engine.server.sampling import grammar_of, sampling_params
 from engine.server.service import LONG_TEXT
-from engine.server.sse import DONE, EventStream, answer, event
+from engine.server.sse import DONE, EventStream, answer, as_json, aside, event
 from engine.server.state import ServerState
 from engine.server.token_logprobs import TokenTexts, native_logprobs, native_top
 
@@ -62,9 +61,7 @@ def make_router(state: ServerState) -> APIRouter:
         if unknown is not None:
             told = f"token id {unknown} is unknown; the model knows ids from 0 to {service.vocab_size - 1}"
             raise ApiError(400, told, param="tokens", code="invalid_value")
-        if len(body.tokens) > LONG_TEXT:
-            return DetokenizeResponse(text=await asyncio.to_thread(service.tokenizer.decode, body.tokens))
-        return DetokenizeResponse(text=service.tokenizer.decode(body.tokens))
+        return DetokenizeResponse(text=await aside(len(body.tokens) > LONG_TEXT, service.tokenizer.decode, body.tokens))
 
     return router
 
@@ -100,7 +97,7 @@ class _Generate:
             "priority": body.priority or 0,
             "timeout": body.timeout,
         }
-        self._id = secrets.token_hex(16)
+        self._id = asking.new_id()
         self._begun = stopwatch()
 
     def _read(self, prompt: str | list[int], sampling: NativeSampling) -> Ask:
@@ -116,32 +113,29 @@ class _Generate:
         )
         return Ask(prompt, params, field)
 
-    async def whole(self) -> Any:
-        group = await self._queue()
-        try:
+    async def whole(self) -> bytes:
+        async with await self._queue() as group:
             found = await group.collect()
-        finally:
-            group.cancel()
+        return await aside(group.is_large, self._answer, group, found)
+
+    def _answer(self, group: Group, found: Sequence[Sequence[Sample]]) -> bytes:
         outputs = []
         for i, samples in enumerate(found):
             for j, sample in enumerate(samples):
                 output = self._open(group, i, j)
                 outputs.append(output.take(sample.text, sample.tokens, sample.logprobs, sample.finish))
-        return outputs if self._body.is_list or self._n > 1 else outputs[0]
+        return as_json(outputs if self._body.is_list or self._n > 1 else outputs[0])
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        group = await self._queue()
-        try:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        async with await self._queue() as group, aclosing(group.pieces()) as pieces:
             outputs: dict[int, _Output] = {}
-            async for i, delta in group.pieces():
+            async for i, delta in pieces:
                 index = i * self._n + delta.index
-                if index not in outputs:
+                begins = index not in outputs
+                if begins:
                     outputs[index] = self._open(group, i, delta.index)
-                piece = outputs[index].take(delta.text, delta.tokens, delta.logprobs, delta.finish)
-                yield event({"index": index, **piece})
+                yield await aside(begins and group.is_large, outputs[index].event, index, delta)
             yield DONE
-        finally:
-            group.cancel()
 
     async def _queue(self) -> Group:
         asks = [await self._scored(ask) for ask in self._asks]
@@ -192,6 +186,9 @@ class _Output:
         self._body = body
         self._texts = texts
         self._n_tokens = 0
+
+    def event(self, index: int, delta: Delta) -> bytes:
+        return event({"index": index, **self.take(delta.text, delta.tokens, delta.logprobs, delta.finish)})
 
     def take(
         self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], finish: Finish | None

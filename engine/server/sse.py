@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -67,10 +67,15 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-async def answer(receive: Receive, work: Coroutine[Any, Any, Mapping[str, Any] | Sequence[Any]]) -> Response:
-    """The work's result as JSON; the work ends when the client hangs up."""
+async def aside(long: bool, call: Callable[..., T], *args: Any) -> T:
+    """The call's result, from a thread where it may take long."""
+    return await asyncio.to_thread(call, *args) if long else call(*args)
+
+
+async def answer(receive: Receive, work: Coroutine[Any, Any, bytes]) -> Response:
+    """The work's result, JSON; the work ends when the client hangs up."""
     try:
-        return Response(as_json(await until_gone(receive, work)), media_type="application/json")
+        return Response(await until_gone(receive, work), media_type="application/json")
     except ClientGone:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
@@ -84,7 +89,9 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], on_error: Callable[[ApiError], bytes] = error_event) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], on_error: Callable[[ApiError], bytes] = error_event
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
@@ -108,9 +115,7 @@ class EventStream(Response):
         except TimeoutError:
             Asker.cut.get()()
         finally:
-            close = getattr(self._events, "aclose", None)
-            if close is not None:
-                await close()
+            await self._events.aclose()
 
 
 async def _send_part(send: Send, part: bytes) -> None:

@@ -272,8 +272,9 @@ def test_an_impossible_token_has_a_finite_log_probability() -> None:
         {"echo": True, "logprobs": 2, "n": 2, "temperature": 1, "seed": 8},
         {"logprobs": 0, "prompt": [PROMPT, "Another"]},
         {"max_tokens": 0, "echo": True, "logprobs": 0},
+        {"prompt": PROMPT * 20, "max_tokens": 2, "echo": True, "logprobs": 20},
     ],
-    ids=str,
+    ids=["plain", "samples", "echo", "echo with logprobs", "prompts", "scored", "much scored"],
 )
 def test_a_stream_joined_is_the_whole_answer(complete: Call, stream: Any, fields: dict[str, Any]) -> None:
     answer = complete(**fields)
