@@ -7,7 +7,7 @@ cache_control are accepted and change nothing either, since every prefix is cach
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -59,7 +59,7 @@ class _Asked:
         self._cut_by_context = False
         """The context has room for fewer tokens than were asked for."""
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> bytes:
         generation = await self._generate()
         blocks = self._blocks()
         try:
@@ -69,14 +69,16 @@ class _Asked:
         finally:
             generation.cancel()
         assert blocks.finish is not None
-        return {
-            **self._head(),
-            "content": blocks.content,
-            **self._ended(blocks, blocks.finish),
-            "usage": _usage(generation, blocks.finish),
-        }
+        return as_json(
+            {
+                **self._head(),
+                "content": blocks.content,
+                **self._ended(blocks, blocks.finish),
+                "usage": _usage(generation, blocks.finish),
+            }
+        )
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         generation = await self._generate()
         blocks = self._blocks()
         try:

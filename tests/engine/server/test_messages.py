@@ -133,6 +133,25 @@ def test_a_tool_that_must_be_called_is_called_with_arguments_that_its_schema_acc
     jsonschema.validate(block.input, WEATHER["input_schema"])
 
 
+def test_where_tools_may_be_called_the_model_may_also_just_talk(client: anthropic.Anthropic) -> None:
+    message = ask(client, tools=[WEATHER], tool_choice={"type": "auto", "disable_parallel_tool_use": True})
+    assert [block.type for block in message.content] == ["text"]
+    assert message.stop_reason == "max_tokens"
+
+
+def test_a_call_that_is_cut_off_tells_what_is_certain(client: anthropic.Anthropic) -> None:
+    """Forced tokens spell `<tool_call>...{"city": "` and then few tokens are left."""
+    counted = 0
+    for max_tokens in range(20, 120, 4):
+        message = ask(client, max_tokens=max_tokens, tools=[WEATHER], tool_choice={"type": "any"})
+        if message.stop_reason != "max_tokens":
+            break
+        if message.content and message.content[0].type == "tool_use":
+            counted += 1
+            assert set(message.content[0].input) <= {"city", "days"}
+    assert counted
+
+
 def test_a_streamed_call_is_the_same_call(client: anthropic.Anthropic) -> None:
     fields: Any = {
         "model": "tiny",
