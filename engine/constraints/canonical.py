@@ -14,6 +14,7 @@ digit, white space or a sign follows.
 
 from __future__ import annotations
 
+import string
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -23,8 +24,17 @@ from engine.tokenizer import Tokenizer
 
 _BEFORE = ("\n", "|", "\x00")
 """Characters that may stand before a text; one that the tokenizer doesn't merge with its first token is taken."""
-_AFTER = ("a", "A", "é", "中", "0", " ", " a", "\n", ".", "'s", '"')
-"""What a tokenizer that looks ahead may find behind a text."""
+_AFTER = (
+    (frozenset(string.ascii_letters.encode()), ("a", "A")),
+    (frozenset(string.digits.encode()), ("0",)),
+    (frozenset(string.whitespace.encode()), (" ", " a", "\n")),
+    (
+        frozenset(range(0x80)) - frozenset(string.printable.encode()) | frozenset(string.punctuation.encode()),
+        (".", "'s", '"'),
+    ),
+    (frozenset(range(0x80, 0x100)), ("é", "中", "—")),
+)
+"""What a tokenizer that looks ahead may find behind a text, for each kind of first byte."""
 _LONGEST_UNFINISHED = 3
 """Bytes of a UTF-8 character that may stand there without its end."""
 
@@ -113,9 +123,10 @@ class Canonical:
                 return ids
             if self._begins_a_token(written[p:], following):
                 ids = _common(ids, self._up_to(written, p))
-        for after in _AFTER:
-            if following is None or after.encode()[:1] in following:
-                ids = _common(ids, self._encoded(text + after))
+        for kind, texts in _AFTER:
+            if following is None or not kind.isdisjoint(following):
+                for after in texts:
+                    ids = _common(ids, self._encoded(text + after))
         return ids
 
     def _up_to(self, written: bytes, p: int) -> tuple[int, ...]:

@@ -32,10 +32,11 @@ def json_like() -> st.SearchStrategy[str]:
 
 def check(tokenizer: Tokenizer, forced: str, after: str) -> None:
     encode = inner_encode(tokenizer)
-    ids = law(tokenizer).ids(forced.encode())
     whole = encode(forced + after)
-    assert whole is None or whole[: len(ids)] == ids
-    assert forced.encode().startswith(b"".join(map(tokenizer.token_bytes, ids)))
+    for following in (None, after.encode()[:1]):
+        ids = law(tokenizer).ids(forced.encode(), following=following)
+        assert whole is None or whole[: len(ids)] == ids
+        assert forced.encode().startswith(b"".join(map(tokenizer.token_bytes, ids)))
     alone = law(tokenizer).ids(forced.encode(), following=b"")
     assert alone == (encode(forced) or [])
 
