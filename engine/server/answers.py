@@ -27,12 +27,19 @@ _ANTHROPIC_TYPES = {
 
 def error_body(error: ApiError, path: str) -> dict[str, Any]:
     """What the endpoint at `path` says: Anthropic's shape or OpenAI's."""
+    message = _encodable(error.message)
+    param = None if error.param is None else _encodable(error.param)
     if path.startswith(ANTHROPIC_PATHS):
         kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-        unnamed = error.param is not None and error.param not in error.message  # this shape has no field for it
-        message = f"{error.param}: {error.message}" if unnamed else error.message
+        if param is not None and param not in message:  # this shape has no field for it
+            message = f"{param}: {message}"
         return {"type": "error", "error": {"type": kind, "message": message}}
-    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    return {"error": {"message": message, "type": error.type, "param": param, "code": error.code}}
+
+
+def _encodable(text: str) -> str:
+    """Half characters, which a client may have sent, have no UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 def error_answer(error: ApiError, path: str) -> JSONResponse:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from engine.byte_pair import refuse_half_characters
 from engine.server.refused import Unserved, drop_neutral
 
 MAX_TOP_LOGPROBS = 20
@@ -51,6 +52,7 @@ def _stops(value: Any) -> Any:
     for stop in stops:
         if not 0 < len(stop) <= _MAX_STOP_CHARACTERS:
             raise ValueError(f"a stop string has {len(stop)} characters: from 1 to {_MAX_STOP_CHARACTERS} are allowed")
+        refuse_half_characters(stop)
     return stops
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,8 @@ def http(live_server: LiveServer) -> Iterator[httpx.Client]:
 
 
 def refusal(http: httpx.Client, path: str, **fields: Any) -> dict[str, Any]:
-    response = http.post(path, json={**BODIES[path], **fields})
+    body = json.dumps({**BODIES[path], **fields})  # httpx would refuse half a character itself
+    response = http.post(path, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
     return response.json()["error"]
 
@@ -94,6 +96,7 @@ def test_an_unknown_field_is_named_with_the_nearest_that_is_known(http: httpx.Cl
         ("stop", ""),
         ("stop", ["a", 1]),
         ("stop", {"a": 1}),
+        ("stop", "\ud800"),
         ("stop", ["x"] * 17),
         ("stop_token_ids", [-1]),
         ("stop_token_ids", [True]),
@@ -185,6 +188,26 @@ def test_fields_that_do_not_fit_are_refused_by_name(
 def test_numbers_that_are_not_finite_are_refused(http: httpx.Client, path: str, body: str, number: str) -> None:
     response = http.post(path, content=body % number, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model": "tiny", "prompt": "a", "\\ud800": 1}',
+        '{"model": "tiny", "prompt": "\\ud800"}',
+        '{"model": "tiny", "prompt": "a", "user": "\\ud800"}',
+        '{"model": "tiny", "prompt": "a", "json_schema": ' + '{"not":' * 5000 + "true" + "}" * 5001,
+        '{"model": "tiny", "prompt": ' + "[" * 5000 + "]" * 5000 + "}",
+        "[]",
+        "null",
+        "",
+    ],
+    ids=["half a name", "half a character", "half a user", "deep schema", "deep prompt", "list", "null", "nothing"],
+)
+def test_a_body_that_cannot_be_read_is_a_bad_request(http: httpx.Client, body: str) -> None:
+    response = http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
