@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from engine.config import ConfigError
 log = logging.getLogger("radixlab.server")
 
 ENVIRONMENT = "RADIXLAB_API_KEYS"
+_NAME = re.compile(r"[\w.@-]+")
 
 
 class ApiKeys:
@@ -27,8 +29,11 @@ class ApiKeys:
         self._names: dict[bytes, str] = {}
         for number, line in enumerate(lines, 1):
             name, colon, key = line.strip().rpartition(":")
-            if not key or any(c.isspace() for c in key) or (colon and not name.strip()):
-                raise ConfigError(f"API key number {number} is not `key` or `name:key` without spaces in the key")
+            if not key or any(c.isspace() for c in key) or (colon and not _NAME.fullmatch(name.strip())):
+                raise ConfigError(
+                    f"API key number {number} is not `key` or `name:key`, without spaces in the key and with a name of "
+                    "letters, digits, '.', '_', '-' and '@'"
+                )
             digest = _digest(key)
             name = name.strip() or f"key-{digest.hex()[:8]}"
             if digest in self._names or name in self._names.values():

@@ -125,7 +125,11 @@ class EngineThread(Generic[S]):
 
     def stop(self) -> None:
         """Aborts what is live and ends the thread. Any number of times."""
-        self._post(_Command(self._stop, _nothing))
+
+        def run() -> None:
+            self._stopping = True
+
+        self._post(_Command(run, _nothing))
 
     def join(self, timeout: float | None = None) -> None:
         self._thread.join(timeout)
@@ -208,6 +212,9 @@ class EngineThread(Generic[S]):
                 if self.engine.has_work and self._rest() <= 0 and not self._stopping:
                     self.engine.step()
                 self._report(started)
+            for live in tuple(self._live.values()):
+                self.engine.abort(live.request)
+            self._report({})
         except BaseException as error:
             self.error = error
             log.critical("the engine's thread died", exc_info=error)
@@ -233,11 +240,6 @@ class EngineThread(Generic[S]):
         if self._deadlines:
             until = min(until, self._deadlines[0].when)
         return until - self.engine.clock.now()
-
-    def _stop(self) -> None:
-        self._stopping = True
-        for live in tuple(self._live.values()):
-            self.engine.abort(live.request)
 
     def _drop_late(self) -> None:
         if not self._deadlines:
@@ -265,6 +267,8 @@ class EngineThread(Generic[S]):
 
     def _news(self, live: _Live[S]) -> News[S] | None:
         request = live.request
+        if not request.token_times and not request.finished:  # what a grammar forces at the start isn't computed yet
+            return None
         first = request.prompt_tokens + live.n_sent
         last = request.n_tokens - request.n_pending
         if request.params.logprobs is not None:  # those of forced tokens come a step later

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from engine.server.errors import ApiError
 from engine.server.metrics import ServerMetrics
 from engine.server.stream import Sample, Stream
 from engine.tokenizer import Tokenizer
+
+log = logging.getLogger("radixlab.server")
 
 LONG_TEXT = 4096
 """Characters. A longer text is tokenised in a thread, so that no other client has to wait for it."""
@@ -207,7 +210,13 @@ class EngineService:
         self.running = report.running
         for news in report.news:
             stream, end = news.sample.stream, news.end
-            stream.take(news)
+            try:
+                stream.take(news)
+            except Exception:  # the others must get their news all the same
+                log.exception("a stream can't be read")
+                stream.fail(
+                    ApiError(500, "something went wrong in the server; its log says what", code="internal_error")
+                )
             if end is not None:
                 self.metrics.ended(end, stream.outcome(end))
                 self._recent_ends.append(end.finished_at)

@@ -104,6 +104,7 @@ def test_keys_come_from_a_file_with_comments_and_from_the_environment(tmp_path: 
         (["two words"], "number 1 is not"),
         (["alice:"], "number 1 is not"),
         ([":key"], "number 1 is not"),
+        (["a/b:key"], "number 1 is not"),
         (["a:same", "b:same"], "number 2 .* twice"),
         (["a:one", "a:two"], "number 2 .* twice"),
     ],

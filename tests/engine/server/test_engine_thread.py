@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from engine.clock import VirtualClock
 from engine.config import EngineConfig
+from engine.constraints import regex
 from engine.engine import Engine
 from engine.executor.base import ExecutorDead
 from engine.make import make_engine
@@ -211,6 +213,32 @@ def test_stopping_ends_what_is_under_way(watched: Watched) -> None:
     watched.thread.join(20)
     assert watched.thread.error is None
     assert watched.deaths.empty()
+
+
+def test_what_is_added_while_it_stops_is_ended_or_refused(watched: Watched) -> None:
+    def stop_and_add() -> None:
+        if watched.n_steps == 1:
+            watched.thread.stop()
+            added.append(watched.add("b"))
+
+    added: list[Future[None]] = []
+    watched.before_step = stop_and_add
+    watched.add("a", params=SamplingParams(max_tokens=500)).result(20)
+    watched.thread.join(20)
+    added[0].result(20)
+    assert {watched.ends.get(timeout=20)[0] for _ in range(2)} == {"a", "b"}
+
+
+def test_a_prompts_log_probabilities_come_whole_though_forced_tokens_follow_it() -> None:
+    config = dataclasses.replace(CONFIG, max_batch_tokens=8, max_running=4)
+    watched = Watched(make_engine(config))
+    params = SamplingParams(max_tokens=20, temperature=0, prompt_logprobs=0, grammar=regex("Dear (Ada|Bob), hello"))
+    watched.add("a", params=params).result(20)
+    watched.end_of("a")
+    first = next(one for report in watched.reports for one in report.news)
+    assert len(first.prompt_logprobs) == len(PROMPT) - 1
+    watched.thread.stop()
+    watched.thread.join(20)
 
 
 def _raise(error: BaseException) -> Callable[..., Any]:
