@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from engine.server.errors import ApiError
+from engine.server.errors import ApiError, unexpected
 
 ANTHROPIC_PATHS = ("/v1/messages",)
 _ANTHROPIC_TYPES = {
@@ -108,11 +108,10 @@ def install(app: FastAPI) -> None:
         answer.headers.update(error.headers or {})
         return answer
 
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        told = ApiError(500, "something went wrong in the server; its log says what", code="internal_error")
-        return error_answer(told, request.url.path)
+    async def anything_else(request: Request, error: Exception) -> JSONResponse:
+        return error_answer(unexpected(), request.url.path)
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)
+    app.add_exception_handler(Exception, anything_else)

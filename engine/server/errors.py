@@ -39,3 +39,8 @@ class ApiError(Exception):
 def unsupported(param: str, why: str) -> ApiError:
     """400 for a parameter that isn't served. `why` says what is, or what to do."""
     return ApiError(400, f"{param} is not supported: {why}", param=param, code="unsupported_parameter")
+
+
+def unexpected() -> ApiError:
+    """500 for what nobody foresaw: nothing of the inside is shown."""
+    return ApiError(500, "something went wrong in the server; its log says what", code="internal_error")

@@ -16,7 +16,7 @@ from engine.engine import Engine
 from engine.request import AdmissionRefused, RequestError, SamplingParams, Tokens, TooLong
 from engine.server.config import ServerConfig
 from engine.server.engine_thread import EngineDead, EngineThread, Report
-from engine.server.errors import ApiError
+from engine.server.errors import ApiError, unexpected
 from engine.server.metrics import ServerMetrics
 from engine.server.stream import Sample, Stream
 from engine.tokenizer import Tokenizer
@@ -214,9 +214,7 @@ class EngineService:
                 stream.take(news)
             except Exception:  # the others must get their news all the same
                 log.exception("a stream can't be read")
-                stream.fail(
-                    ApiError(500, "something went wrong in the server; its log says what", code="internal_error")
-                )
+                stream.fail(unexpected())
             if end is not None:
                 self.metrics.ended(end, stream.outcome(end))
                 self._recent_ends.append(end.finished_at)
