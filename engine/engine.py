@@ -391,7 +391,9 @@ class Engine:
         known: of a recorded run.
         """
         n_before = len(request.token_times)
-        forced, complete = self._forced_after(request, token, known)
+        under_way = request.n_computed >= request.n_tokens
+        room = request.max_tokens - request.output_tokens
+        forced, complete = self._forced_after(request, token, known, room)
         for more in forced:
             request.append(more)
         new = request.output[n_before:]
@@ -407,21 +409,21 @@ class Engine:
                 break
         request.token_times += [now] * len(new)
         self.scheduler.generated(request, len(new))
+        kept = forced[: max(0, len(new) - n_chosen)]
+        if request.constraint is not None:
+            known_end = complete and len(forced) < room  # decoding would waste a step under way there too
+            request.constraint.forced_tokens -= len(forced) - len(kept)
+            request.constraint.passes_saved += max(0, len(kept) - (under_way and not known_end))
         stop_string = request.stop_match if isinstance(request.stop_match, str) else None
-        return RowRecord(stop_string, forced[: max(0, len(new) - n_chosen)], complete), reason
+        return RowRecord(stop_string, kept, complete), reason
 
-    def _forced_after(self, request: Request, token: int, known: RowRecord | None) -> Forced:
+    def _forced_after(self, request: Request, token: int, known: RowRecord | None, room: int) -> Forced:
         constraint = request.constraint
         if constraint is None or token in request.eos:
             return Forced((), False)
         if isinstance(constraint, RecordedConstraint) and known is not None:
             constraint.recorded = Forced(known.forced, known.complete)
-        under_way = request.n_computed >= request.n_tokens
-        room = request.max_tokens - request.output_tokens
-        forced = constraint.follow(token, room)
-        known_end = forced.complete and len(forced.tokens) < room  # decoding would waste a step under way there too
-        constraint.passes_saved += max(0, len(forced.tokens) - (under_way and not known_end))
-        return forced
+        return constraint.follow(token, room)
 
     def _masks(self, batch: Batch) -> Sequence[Mask | None] | None:
         """What grammars allow the rows whose next token is to be chosen."""

@@ -67,6 +67,7 @@ class Constraint:
         self.compile_s = compile_s
         """Seconds that its grammar took to compile; 0 when it was known."""
         self.forced_tokens = 0
+        """Of the output so far."""
         self.passes_saved = 0
         """Forward passes that decoding the forced tokens one by one would have taken more."""
         self.mask_s = 0.0
@@ -102,6 +103,7 @@ class Constraint:
             expected = self._held.pop(0)
             if token != expected:
                 raise GrammarError(f"token {token} came where the grammar forces {expected}")
+            self.forced_tokens += 1
             return Forced((), self._complete and not self._held)
         self._matcher.accept((token,))
         return self._run(room, hold=0, hold_at_end=int(self._scores))
@@ -117,7 +119,7 @@ class Constraint:
         if complete or len(run) == room:
             hold = max(hold, hold_at_end)
         n = max(0, len(run) - hold) if self._jump_forward else 0
-        self.forced_tokens += len(run)
+        self.forced_tokens += n
         self._held, self._complete = run[n:], complete
         return Forced(tuple(run[:n]), complete and not self._held)
 
