@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from engine.server.engine_thread import EngineDead
 from engine.server.errors import ApiError
+from engine.server.service import own_namespaces
 from engine.server.state import ServerState
 from engine.server.tree_view import Order, tree_view
 
@@ -90,7 +91,12 @@ def make_router(state: ServerState) -> APIRouter:
         limit: int = Query(20, ge=0, le=1000),
         preview: bool = False,
     ) -> dict[str, Any]:
-        """The state of the tree. `preview`: with the text that each node begins with."""
-        return await between_steps(partial(tree_view, service.engine, order=order, limit=limit, preview=preview))
+        """The state of the tree. `preview`: with the text that each node begins with.
+
+        Where clients are isolated, each sees its own nodes.
+        """
+        within = own_namespaces() if state.config.isolate_clients else ""
+        view = partial(tree_view, service.engine, order=order, limit=limit, preview=preview, within=within)
+        return await between_steps(view)
 
     return router

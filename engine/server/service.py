@@ -38,6 +38,11 @@ class Asker:
     """Closes its connection, whatever is still to be sent."""
 
 
+def own_namespaces() -> str:
+    """What the namespaces of an isolated client begin with; no other client's do."""
+    return f"{Asker.client.get()}/"
+
+
 class EngineService:
     """Implements `generation.Service`. Lives on the event loop that `start` is called on."""
 
@@ -131,7 +136,7 @@ class EngineService:
         deadline = due + (self.config.timeout_s if timeout is None else min(timeout, self.config.timeout_s))
         client = Asker.client.get() or client
         if self.config.isolate_clients:
-            namespace = f"{client}/{namespace}"
+            namespace = own_namespaces() + namespace
         key: Tokens = await self._aside(len(prompt) > LONG_TEXT, self.engine.intake.check, prompt, params)
         if params.grammar is not None:
             await self._aside(True, self.engine.constraints.compile, params.grammar)

@@ -19,18 +19,23 @@ Order = Literal["largest", "recent", "hits"]
 _PREVIEW_TOKENS = 16
 
 
-def tree_view(engine: Engine, *, order: Order, limit: int, preview: bool) -> dict[str, Any]:
-    """To be called between two steps. `preview`: the text that a node begins with."""
+def tree_view(engine: Engine, *, order: Order, limit: int, preview: bool, within: str = "") -> dict[str, Any]:
+    """To be called between two steps. `preview`: the text that a node begins with.
+
+    within: only namespaces that begin so are shown; totals are of the whole cache.
+    """
     memory = engine.memory
     cache = memory.cache
     assert isinstance(cache, PrefixStore)
     namespaces: dict[str, dict[str, int]] = {}
     nodes: list[RadixNode] = []
     complete = True
-    for node in cache.nodes():
-        if len(nodes) == MOST_NODES:
+    for seen, node in enumerate(cache.nodes()):
+        if seen == MOST_NODES:
             complete = False
             break
+        if not node.namespace.startswith(within):
+            continue
         nodes.append(node)
         of_this = namespaces.setdefault(node.namespace, {"nodes": 0, "tokens": 0, "locked_tokens": 0})
         of_this["nodes"] += 1

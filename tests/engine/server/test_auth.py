@@ -81,6 +81,15 @@ def test_the_name_of_the_key_is_the_client_that_policies_see_and_keys_share_no_p
     assert of_alice != of_bob
 
 
+def test_the_tree_shows_an_isolated_client_its_own_prefixes_only(server: LiveServer) -> None:
+    for key, prompt in ((ALICE, [70, 71, 72, 73]), (BOB, [80, 81, 82, 83])):
+        headers = {"authorization": f"Bearer {key}"}
+        httpx.post(f"{server.base_url}/v1/completions", json=ASK | {"prompt": prompt}, headers=headers)
+        tree = httpx.get(f"{server.base_url}/cache?limit=1000", headers=headers).json()
+        assert len({node["namespace"] for node in tree["nodes"]}) == len(tree["namespaces"]) == 1
+    assert list(tree["namespaces"]) != ["alice/"]
+
+
 def test_no_key_is_ever_shown(server: LiveServer) -> None:
     headers = {"authorization": f"Bearer {BOB}"}
     shown = [httpx.get(server.base_url + path, headers=headers).text for path in ("/metrics", "/cache?preview=true")]

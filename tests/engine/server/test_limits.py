@@ -63,6 +63,15 @@ def test_a_chunked_body_is_refused_as_soon_as_it_is_too_large(server: LiveServer
     assert answer.status_code == 413
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_a_body_that_a_web_page_could_send_anywhere_is_refused(server: LiveServer, kind: str) -> None:
+    answer = httpx.post(
+        f"{server.base_url}/v1/completions", content=json.dumps(ASK).encode(), headers={"content-type": kind}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
 def test_a_body_within_the_limit_is_served(server: LiveServer) -> None:
     assert httpx.post(f"{server.base_url}/v1/completions", json=ASK | {"user": "x" * 1000}).status_code == 200
 
