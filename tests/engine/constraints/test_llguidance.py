@@ -214,10 +214,13 @@ def test_tokens_outside_the_models_or_the_tokenizers_vocabulary_never_come(vocab
     assert any(ended for _, ended, _ in texts)
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12)
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\x7f"), min_size=1, max_size=12
+)
+"""Without DEL, which json.dumps writes as it is and llguidance as an escape."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(NAMES, min_size=1, max_size=3, unique=True), st.data())
 def test_forced_text_is_what_every_output_goes_on_with(names, data):
     """From any point of an output: the forced tokens are what the output says next, each of them is allowed, and none
@@ -437,11 +440,6 @@ def test_work_of_compiling_and_of_the_first_mask_is_bounded(grammar, limit, valu
         (WIDE, {"max_states": 150}, "max_states"),
         (regex("(.{0,100}){0,100}"), {}, "step_fuel"),
         (json_schema({"type": "object", "properties": {f"p{i}": {} for i in range(1500)}}), {}, "step_fuel"),
-        (
-            lark("start: a0\n" + "\n".join(f"a{i}: a{i + 1} a{i + 1}" for i in range(40)) + '\na40: "a"|""'),
-            {},
-            "step_fuel",
-        ),
     ],
 )
 def test_a_limit_that_is_reached_on_the_way_fails_the_output(grammar, limits, says):
