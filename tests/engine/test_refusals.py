@@ -102,7 +102,7 @@ class Absent(SchedulePolicy):
 )
 def test_a_policy_that_breaks_the_rules_is_named(hash_engine: HashEngine, policy: type, message: str) -> None:
     engine = hash_engine()
-    engine.scheduler.policy = policy()
+    engine.scheduler.guard.policy = policy()
     engine.add([1, 2, 3], ONE)
     engine.add([4, 5, 6], ONE)
     with pytest.raises(PolicyError, match=message) as caught:
@@ -119,7 +119,7 @@ class Picky:
 
 def test_admission_policies_refuse_and_defer(hash_engine: HashEngine) -> None:
     engine = hash_engine()
-    engine.admission = Picky()  # type: ignore[assignment]
+    engine.admission.policy = Picky()
     with pytest.raises(RequestError, match="no guests"):
         engine.add([1], ONE, client="guest")
     (late,) = engine.add([1], ONE, client="late")
@@ -151,12 +151,12 @@ def test_retention_and_admission_policies_that_break_the_rules_are_named(hash_en
             return "maybe"
 
     engine = hash_engine()
-    engine.memory.retention = Shrugs()  # type: ignore[assignment]
+    engine.memory.guard.policy = Shrugs()
     engine.add([1, 2], ONE)
     with pytest.raises(PolicyError, match="Shrugs: keep: gave None"):
         engine.step()
     engine = hash_engine()
-    engine.admission = Shrugs()  # type: ignore[assignment]
+    engine.admission.policy = Shrugs()
     with pytest.raises(PolicyError, match="Shrugs: admit: gave 'maybe'"):
         engine.add([1, 2], ONE)
 
@@ -175,7 +175,7 @@ class Second:
 
 def test_samples_of_a_prompt_are_admitted_together_or_not_at_all(hash_engine: HashEngine) -> None:
     engine = hash_engine()
-    engine.admission = Second(Reject("full"))  # type: ignore[assignment]
+    engine.admission.policy = Second(Reject("full"))
     with pytest.raises(RequestError, match="full"):
         engine.add([1, 2], SamplingParams(max_tokens=2, n=3))
     assert not engine.has_work
@@ -184,7 +184,7 @@ def test_samples_of_a_prompt_are_admitted_together_or_not_at_all(hash_engine: Ha
 
 def test_a_retry_must_lie_ahead(hash_engine: HashEngine) -> None:
     engine = hash_engine()
-    engine.admission = Second(RetryAt(0.0))  # type: ignore[assignment]
+    engine.admission.policy = Second(RetryAt(0.0))
     engine.add([1, 2], ONE)
     with pytest.raises(PolicyError, match="it must lie ahead"):
         engine.add([1, 2], ONE)
@@ -192,7 +192,7 @@ def test_a_retry_must_lie_ahead(hash_engine: HashEngine) -> None:
 
 def test_a_deferred_request_can_be_aborted(hash_engine: HashEngine) -> None:
     engine = hash_engine()
-    engine.admission = Second(RetryAt(1e9))  # type: ignore[assignment]
+    engine.admission.policy = Second(RetryAt(1e9))
     engine.add([1, 2], ONE)
     (deferred,) = engine.add([1, 2], ONE)
     engine.abort(deferred)

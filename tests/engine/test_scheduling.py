@@ -276,7 +276,7 @@ def test_retention_decides_what_enters_the_cache(hash_engine: HashEngine) -> Non
         def keep(self, request: RequestView, n_new: int, ctx: Any) -> int:
             return n_new // 2
 
-    engine.memory.guard.policy = Half()  # type: ignore[assignment]
+    engine.memory.guard.policy = Half()
     engine.generate([[1] * 8], SamplingParams(max_tokens=3))
     assert engine.memory.cache.cached_tokens == 4
     engine.check()
