@@ -108,7 +108,8 @@ def test_every_finished_output_is_what_its_grammar_says(data_dir):
     refused = [request for request in requests if request.finish_reason is FinishReason.ERROR]
     cut = [request for request in requests if request.finish_reason is FinishReason.LENGTH]
     assert len(finished) + len(refused) + len(cut) == N
-    assert all("served" in str(request.error) for request in refused), {request.error for request in refused}
+    failed_on_the_way = {request.error for request in refused if request.output_tokens}
+    assert failed_on_the_way == set()
     assert len(finished) > 0.5 * N
     assert sum(request.constraint.forced_tokens for request in requests if request.constraint) > N
     print(f"{N} generations: {len(finished)} finished, {len(cut)} cut at {LONGEST} tokens, {len(refused)} refused")
