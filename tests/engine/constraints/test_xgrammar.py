@@ -156,11 +156,25 @@ def test_what_is_wrong_is_said(grammar: Grammar, message: str) -> None:
         ({"type": "object", "anyOf": [{"required": ["a"]}]}, "'anyOf' beside type"),
         ({"type": "string", "pattern": "a+", "maxLength": 3}, "maxLength together with pattern"),
         ({"type": "string", "format": "iban"}, "the format 'iban'"),
+        ({"type": "string", "format": "date"}, "the format 'date'"),
+        ({"$ref": "#elsewhere"}, "the \\$ref '#elsewhere'"),
+        ({"patternProperties": {"a+": {"type": "null"}}}, "'patternProperties'"),
+        ({"pattern": "a+"}, "'pattern' without a 'type'"),
+        ({"type": "object", "enum": ["a"]}, "'enum' that isn't of its 'type'"),
+        ({"type": "object", "properties": {"a": {}}, "required": ["a", "b"]}, "'required' of b"),
         ({"properties": {"a": {"items": [{"if": {}}]}}}, "'if'"),
     ],
 )
 def test_what_xgrammar_would_pass_over_is_refused_by_name(schema: dict[str, Any], named: str) -> None:
     with pytest.raises(GrammarError, match=f"doesn't serve .*{named}"):
+        start("xgrammar", json_schema(schema))
+
+
+@pytest.mark.parametrize(
+    "schema", [{"required": True}, {"properties": [1]}, {"anyOf": 3}, {"format": 1, "type": "string"}]
+)
+def test_what_is_no_schema_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(GrammarError):
         start("xgrammar", json_schema(schema))
 
 
