@@ -215,7 +215,7 @@ def _text_bytes(tokenizer: Tokenizer, token: int) -> bytes:
 
 def _words(tokens: Iterator[int] | frozenset[int], n_words: int) -> Mask:
     bits = np.zeros(32 * n_words, np.uint8)
-    bits[list(tokens)] = 1
+    bits[np.fromiter(tokens, np.int64)] = 1
     return np.packbits(bits, bitorder="little").view(np.int32)
 
 
@@ -240,14 +240,30 @@ def _one_line(message: str) -> str:
     )
 
 
-def _with_options(schema: Any) -> Any:
+def _with_options(schema: Any) -> dict[str, Any]:
     """The schema with our form of JSON; what the client asks of the library by `x-guidance` has no say."""
     if schema is False:
         raise GrammarError("the JSON schema is `false`, which nothing satisfies")
-    return {
-        "x-guidance": _JSON_OPTIONS,
-        **{k: v for k, v in ({} if schema is True else schema).items() if k != "x-guidance"},
-    }
+    _refuse_uncertain(schema)
+    keywords = {} if schema is True else schema
+    return {"x-guidance": _JSON_OPTIONS, **{key: value for key, value in keywords.items() if key != "x-guidance"}}
+
+
+def _refuse_uncertain(schema: Any) -> None:
+    """A name that isn't among `properties` may come out twice, so the library's count of names isn't that of JSON."""
+    if isinstance(schema, list):
+        for part in schema:
+            _refuse_uncertain(part)
+    elif isinstance(schema, dict):
+        least, required = schema.get("minProperties"), schema.get("required")
+        certain = max(1, len(required) if isinstance(required, list) else 0)
+        if isinstance(least, int | float) and least > certain:
+            raise GrammarError(
+                f"the JSON schema has minProperties={least} where {certain} can be promised: name the properties that "
+                "must be there in `required`"
+            )
+        for part in schema.values():
+            _refuse_uncertain(part)
 
 
 def _quoted(text: str) -> str:

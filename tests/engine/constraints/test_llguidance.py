@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
 import numpy as np
@@ -116,6 +117,14 @@ def test_every_end_of_sequence_token_is_set_where_an_end_is_allowed():
     assert matcher.complete
 
 
+def test_without_an_end_of_sequence_token_an_output_ends_where_nothing_may_follow():
+    matcher = backend(BUILTIN, eos=()).compile(regex("ab?")).matcher()
+    accept_text(matcher, "a")
+    assert sorted(text_of([t]) for t in allowed(matcher)) == [b"b"]
+    accept_text(matcher, "b")
+    assert matcher.complete
+
+
 def test_an_end_that_comes_too_early_and_a_token_after_the_end_are_errors():
     matcher = OURS.compile(regex("ab")).matcher()
     with pytest.raises(GrammarError, match="ended"):
@@ -166,6 +175,27 @@ def test_matchers_of_one_grammar_know_nothing_of_each_other():
     accept_text(other, "c")
     assert text_of(allowed(one)) == b"b"
     assert text_of(allowed(other)) == b"d"
+
+
+def test_grammars_may_be_compiled_and_followed_by_several_threads_at_once():
+    shared = OURS.compile(regex("(ab|cd|é){30}"))
+
+    def follow(i):
+        own = OURS.compile(regex(f"x{i}(ab|cd){{30}}y{i}"))
+        rng, texts = random.Random(i), []
+        for compiled in (own, shared):
+            matcher, tokens = compiled.matcher(), []
+            while not matcher.complete:
+                more = matcher.forced() or [rng.choice(allowed(matcher))]
+                matcher.accept(more)
+                tokens += more
+            texts.append(text_of(tokens).decode())
+        return texts
+
+    with ThreadPoolExecutor(4) as threads:
+        for i, (own, of_all) in enumerate(threads.map(follow, range(12))):
+            assert re.fullmatch(f"x{i}(ab|cd){{30}}y{i}", own)
+            assert re.fullmatch("(ab|cd|é){30}", of_all)
 
 
 def test_states_that_one_output_builds_are_not_counted_against_the_next():
@@ -394,6 +424,7 @@ def test_outputs_with_tools_are_text_and_sound_calls():
         (json_schema(False), "nothing satisfies"),
         (json_schema({"type": "array", "uniqueItems": True}), 'keywords that are not served.*"uniqueItems"'),
         (json_schema({"not": {"type": "null"}}), '"not"'),
+        (json_schema({"type": "object", "minProperties": 2}), "minProperties=2 where 1 can be promised"),
         (json_schema({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "oneOf .* use anyOf"),
         (json_schema({"type": "string", "format": "color"}), "Unknown format: color"),
         (json_schema({"type": "string", "pattern": "(?!x)y"}), "look-around"),
