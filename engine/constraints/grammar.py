@@ -121,7 +121,8 @@ def tools(
     parameters: the JSON schema of each tool's arguments, by its name.
     begin, end: what encloses a call, e.g. `<tool_call>\\n` and `\\n</tool_call>`; `begin` may be empty only if the
         choice is REQUIRED.
-    parallel: several calls may follow one another.
+    parallel: several calls may follow one another (if the choice is REQUIRED, with a line break between them at most).
+    A schema without a `type` is taken to be an object's.
     """
     if not parameters:
         raise RequestError("tools is empty: give the schema of at least one tool")
