@@ -50,6 +50,7 @@ _REGEX_TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_JSON_BLOCK = re.compile(r"%json\s*")
 _LARK_TOKEN = re.compile(
     r"""
       (?P<skip> \#[^\n]* | //[^\n]* | \s+ )
@@ -92,6 +93,8 @@ def check(grammar: Grammar, limits: GrammarLimits) -> None:
         _check_tokens(grammar.text, _REGEX_TOKEN, what, limits)
     elif grammar.kind is Kind.LARK:
         _check_tokens(grammar.text, _LARK_TOKEN, what, limits)
+        for schema in schemas_in(grammar.text):
+            _check_schema(schema, "a %json schema in the Lark grammar", limits)
     elif grammar.kind is Kind.EBNF:
         _check_tokens(grammar.text, _GBNF_TOKEN, what, limits)
     elif grammar.kind is not Kind.JSON:
@@ -148,6 +151,15 @@ def _check_tokens(text: str, token: re.Pattern[str], what: str, limits: GrammarL
         )
     if operators > OPERATORS:
         raise GrammarError(f"{what} has {operators} operators & and ~ where {OPERATORS} are allowed: use fewer")
+
+
+def schemas_in(lark: str) -> Iterator[Any]:
+    """The schemas that stand in a Lark grammar behind `%json`; one that isn't JSON is the library's to complain of."""
+    for match in _JSON_BLOCK.finditer(lark):
+        try:
+            yield json.JSONDecoder().raw_decode(lark, match.end())[0]
+        except (ValueError, RecursionError):
+            continue
 
 
 def _times(count: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +22,7 @@ from engine.constraints import limits as text_limits
 from engine.constraints.base import GrammarError, GrammarLimits, Mask
 from engine.constraints.canonical import inner_encode
 from engine.constraints.grammar import Grammar, Kind, ToolChoice
+from engine.constraints.masks import packed
 from engine.tokenizer import Tokenizer
 
 _JSON_OPTIONS = {
@@ -105,6 +106,8 @@ class LLGuidance:
                         f"the Lark grammar sets {found[1]} for a part of the output, which is not served: set it for "
                         "the whole request, or use `suffix` or `lazy` to end a part"
                     )
+                for schema in text_limits.schemas_in(text):
+                    _refuse_uncertain(schema)
                 return text
 
 
@@ -190,8 +193,8 @@ class _Vocabulary:
         self.eos = frozenset(i for i in eos if 0 <= i < vocab_size)
         self.n_words = -(-vocab_size // 32)
         self.n_words_of_trie = -(-(vocab_size + 1) // 32)
-        self.eos_words = _words(self.eos, self.n_words)
-        self.usable = _words((i for i, t in enumerate(self.tokens[:-1]) if t and i not in self.eos), self.n_words)
+        self.eos_words = packed(sorted(self.eos), vocab_size)
+        self.usable = packed([i for i, t in enumerate(self.tokens[:-1]) if t and i not in self.eos], vocab_size)
         self.trie = LLTokenizer(self)
         self._greedy = self.trie.greedy_tokenize
 
@@ -211,12 +214,6 @@ class _Vocabulary:
 def _text_bytes(tokenizer: Tokenizer, token: int) -> bytes:
     text = tokenizer.token_bytes(token)
     return b"" if text.startswith(_NO_TEXT) else text
-
-
-def _words(tokens: Iterator[int] | frozenset[int], n_words: int) -> Mask:
-    bits = np.zeros(32 * n_words, np.uint8)
-    bits[np.fromiter(tokens, np.int64)] = 1
-    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def _raise_error(matcher: LLMatcher) -> None:

@@ -55,6 +55,7 @@ def test_what_is_within_the_limits_passes(grammar):
         (json_schema({"properties": {"default": {"pattern": "(x{500}){500}"}}}), "pattern .*max_repeat"),
         (json_schema({"patternProperties": {"(x{500}){500}": {}}}), "max_repeat"),
         (json_schema({"type": "integer", "multipleOf": 99_999_989}), "multipleOf"),
+        (lark('start: "x" %json {"type": "integer", "multipleOf": 99999989}'), "multipleOf"),
         (json_schema({"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}), "multipleOf"),
         (json_schema({"patternProperties": {f"^a{i}$": {} for i in range(200)}}), "200 patternProperties"),
         (json_schema({"allOf": [{"pattern": f".*{i}.*"} for i in range(20)]}), "allOf and 20 different patterns"),
