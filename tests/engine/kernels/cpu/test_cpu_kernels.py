@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels.cpu.attention import attention, attention_reference, merge
-from engine.kernels.cpu.linear import Linear, can_pack
+from engine.kernels.cpu.linear import Linear, can_pack, padded_tokens
 from engine.kernels.cpu.norm import rms_norm
 from engine.kernels.cpu.rope import rotate
 
@@ -25,7 +25,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("rows", [1, 3, 130])
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 130])
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_and_what_follows_it(dtype: torch.dtype, packed: bool, rows: int, bias: bool) -> None:
     if packed and not can_pack(dtype):
@@ -39,6 +39,13 @@ def test_linear_and_what_follows_it(dtype: torch.dtype, packed: bool, rows: int,
     close(linear.silu(x), F.silu(expected), dtype)
     close(linear.times(x, other), expected * other.double(), dtype)
     close(linear.plus(x, other), expected + other.double(), dtype)
+
+
+def test_packed_calls_come_in_few_sizes_and_waste_little() -> None:
+    sizes = {n: padded_tokens(n) for n in range(1, 2049)}
+    assert all(n <= size <= n + max(16, n // 8) for n, size in sizes.items())
+    assert all(padded_tokens(size) == size for size in sizes.values())
+    assert len(set(sizes.values())) < 50
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
