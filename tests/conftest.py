@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 for variable, folder in (("RADIXLAB_DATA", "data"), ("RADIXLAB_MODELS", "models")):
@@ -18,6 +19,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
 torch.set_num_threads(1)
+settings.register_profile("any machine", deadline=None)  # no test asserts on wall-clock time
+settings.load_profile("any machine")
 
 
 def _folder(variable: str) -> Path:
