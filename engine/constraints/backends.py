@@ -17,6 +17,12 @@ BACKENDS = {
 }
 
 
+def check_backend(name: str) -> None:
+    """Raises ConfigError for a name that isn't known."""
+    if name not in BACKENDS:
+        raise ConfigError(unknown_name("grammar backend", name, BACKENDS))
+
+
 def make_backend(
     name: str, tokenizer: Tokenizer, *, vocab_size: int, eos: Sequence[int], limits: GrammarLimits | None = None
 ) -> Backend:
@@ -25,8 +31,7 @@ def make_backend(
     vocab_size: of the model's logits, at least the tokenizer's. eos: the ids that end an output.
     Raises ConfigError for a name that isn't known and for a library that isn't installed.
     """
-    if name not in BACKENDS:
-        raise ConfigError(unknown_name("grammar backend", name, BACKENDS))
+    check_backend(name)
     module, _, cls = BACKENDS[name].partition(":")
     backend: Backend = getattr(importlib.import_module(module), cls)(
         tokenizer, vocab_size=vocab_size, eos=tuple(eos), limits=limits or GrammarLimits()

@@ -66,13 +66,14 @@ def regex(pattern: str) -> Grammar:
 def json_schema(schema: Mapping[str, Any] | str | bool | type) -> Grammar:
     """The output is JSON that the schema accepts, properties in the schema's order.
 
-    schema: a dict, its JSON text, or a pydantic model class.
+    schema: a dict, its JSON text, or a pydantic model class, whose objects get no properties but the class's own
+        (unless it says `extra="allow"`): a dict that doesn't say `"additionalProperties": false` allows any.
     """
     if isinstance(schema, type):
         make = getattr(schema, "model_json_schema", None)
         if make is None:
             raise RequestError(f"{schema.__name__} is no JSON schema: give a dict, JSON text or a pydantic model class")
-        schema = make()
+        schema = _closed(make())
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
@@ -135,6 +136,18 @@ def tools(
         **{"begin": begin, "before": before, "between": between, "after": after, "end": end},
     }
     return Grammar(Kind.TOOLS, _compact(data, "tools"))
+
+
+def _closed(schema: Any) -> Any:
+    """The schema, every object in it closed that doesn't say otherwise."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {key: _closed(part) for key, part in schema.items()}
+    if isinstance(parts.get("properties"), dict) and parts.get("type") == "object":
+        parts.setdefault("additionalProperties", False)
+    return parts
 
 
 def _text(value: object, what: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from engine.clock import stopwatch
-from engine.constraints.backends import make_backend
+from engine.constraints.backends import check_backend, make_backend
 from engine.constraints.base import Backend, GrammarError, GrammarLimits, Mask, Matcher
 from engine.constraints.grammar import Grammar
 from engine.request import RequestError, SamplingParams
@@ -155,7 +155,7 @@ class Constraints:
 
     eos: token ids that end an output. backend: a name, or what makes one.
     `compile` may be called from any thread, the rest from the engine's only.
-    Raises ConfigError for a backend that isn't known or not installed.
+    Raises ConfigError for a backend that isn't known; at its first use, for one that isn't installed.
     """
 
     def __init__(
@@ -168,6 +168,8 @@ class Constraints:
         jump_forward: bool = True,
         limits: GrammarLimits | None = None,
     ) -> None:
+        if isinstance(backend, str):
+            check_backend(backend)
         self.counts = Counts()
         self._jump_forward = jump_forward
         self._n_words = -(-vocab_size // 32)
