@@ -63,10 +63,10 @@ def _among_many(logits: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
 def _among_few(logits: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     """The same; only the logits of words in which a bit is set are read."""
     vocab = logits.shape[1]
-    _, found = np.nonzero(masks)
-    n = np.count_nonzero(masks, axis=1)
+    there = masks != 0
+    n = there.sum(axis=1)
     words = np.zeros((len(masks), max(1, n.max())), np.int64)  # where a row has fewer, word 0 stands again: no harm
-    words[np.arange(words.shape[1]) < n[:, None]] = found
+    words[np.arange(words.shape[1]) < n[:, None]] = there.nonzero()[1]
     ids = torch.from_numpy((words[..., None] * 32 + np.arange(32)).reshape(len(masks), -1)).to(logits.device)
     bounds = _bounds(np.take_along_axis(masks, words, axis=1), logits.dtype).to(logits.device)
     values = torch.minimum(logits.gather(1, ids.clamp(max=vocab - 1)), bounds)

@@ -26,6 +26,7 @@ from experiments.statistics import (
 )
 
 if TYPE_CHECKING:
+    from engine.constraints.session import Constraint
     from engine.request import Request
     from lang.runner import ProgramRun
     from workloads.base import Score
@@ -55,13 +56,19 @@ REQUEST_COLUMNS = {
     "output_tokens": "int64",
     "recomputed_tokens": "int64",
     "preemptions": "int64",
+    "forced_tokens": "int64",
+    "passes_saved": "int64",
+    "mask_s": "float64",
+    "compile_s": "float64",
     "ttft_s": "float64",
     "tpot_s": "float64",
     "e2e_s": "float64",
     "finish_reason": "str",
     "error": "str",
 }
-"""Times are seconds since the start of the repeat. Missing times are NaN."""
+"""Times are seconds since the start of the repeat. Missing times are NaN. What a grammar did is 0 where there was none:
+output tokens that it forced, forward passes that this saved, seconds of computing masks and of compiling it."""
+CONSTRAINT_COLUMNS = ("forced_tokens", "passes_saved", "mask_s", "compile_s")
 PROGRAM_COLUMNS = {
     "repeat": "int64",
     "program": "str",
@@ -208,6 +215,7 @@ def _figures(measured: Sequence[Measured]) -> dict[str, Any]:
         name: sum(getattr(one, name) for one in totals)
         for name in ("evicted_tokens", "refetched_tokens", "recomputed_tokens", "preemptions")
     }
+    figures |= {name: requests[name].to_numpy().sum().item() for name in CONSTRAINT_COLUMNS}
     figures["errors"] = int(programs["error"].notna().sum())
     figures["peak_running"] = max((one.peak_running for one in totals), default=0)
     figures["lateness_s"] = {"mean": _mean(programs["lateness_s"]), "max": _largest(programs["lateness_s"])}
@@ -245,12 +253,17 @@ def _request_row(repeat: int, program: str, number: int, variable: str | None, r
         r.output_tokens,
         r.n_recomputed,
         r.preemptions,
+        *((0, 0, 0.0, 0.0) if r.constraint is None else _constraint_figures(r.constraint)),
         math.nan if failed else first - r.arrival,
         math.nan if failed else tpot,
         math.nan if failed else finish - r.arrival,
         None if r.finish_reason is None else r.finish_reason.value,
         r.error,
     )
+
+
+def _constraint_figures(constraint: Constraint) -> tuple[int, int, float, float]:
+    return constraint.forced_tokens, constraint.passes_saved, constraint.mask_s, constraint.compile_s
 
 
 def _reason(run: ProgramRun) -> str:

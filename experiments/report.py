@@ -46,6 +46,11 @@ COUNTS = (
     ("peak_running", "most requests running at once"),
     ("pool_tokens", "KV pool, tokens"),
 )
+GRAMMAR_COUNTS = (
+    ("forced_tokens", "output tokens that a grammar forced"),
+    ("passes_saved", "forward passes that this saved"),
+)
+"""Shown where there are any."""
 
 
 class Row(NamedTuple):
@@ -77,7 +82,8 @@ def render_run(summary: Mapping[str, Any], charts: Mapping[str, bytes], config_t
             (name, [_latency_cell(summary, key, part) for part in ("mean", "p50", "p90", "p99")])
             for key, name in LATENCY_ROWS
         ],
-        counts=[Row(name, _count(key, summary[key])) for key, name in COUNTS if summary.get(key) is not None],
+        counts=[Row(name, _count(key, summary[key])) for key, name in COUNTS if summary.get(key) is not None]
+        + [Row(name, _count(key, summary[key])) for key, name in GRAMMAR_COUNTS if summary.get(key)],
         overhead=_overhead(summary),
         charts=[Chart(name, data_uri(svg), CAPTIONS.get(name, "")) for name, svg in charts.items()],
         environment=[

@@ -36,6 +36,7 @@ def test_every_bundle_makes_an_engine_configuration(bundle: str) -> None:
     made = engine_config(config)
     assert (made.eviction, made.schedule) == (config.policy["eviction"], config.policy["schedule"])
     assert made.cache == ("none" if bundle == "none" else "radix")
+    assert (made.grammar_backend, made.jump_forward) == ("llguidance", True)
 
 
 def test_overrides_reach_the_engine() -> None:
@@ -51,6 +52,8 @@ def test_overrides_reach_the_engine() -> None:
     made = engine_config(composed(*(f"engine.{setting}" for setting in of_the_gpu), "engine.deterministic=true"))
     assert (made.device, made.kv_dtype, made.memory_fraction) == ("cpu", "int8", 0.5)
     assert (made.cuda_graphs, made.overlap, made.deterministic) == (False, True, True)
+    made = engine_config(composed("engine.grammar_backend=fsm", "engine.jump_forward=false"))
+    assert (made.grammar_backend, made.jump_forward) == ("fsm", False)
     assert config.policy_label == "lru+eviction=lfu+schedule=dfs_weight+alpha=0.5+cache=flat"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -59,6 +60,15 @@ def test_hit_rate_is_cached_over_prompt_tokens_of_admitted_requests(make_request
     figures = summarise([measured([program_run("p", 100.0, 100.0, 101.0, requests)])])
     assert (figures["input_tokens"], figures["cached_tokens"]) == (400, 300)
     assert figures["hit_rate"] == 0.75
+
+
+def test_what_grammars_did_stands_by_request_and_in_total(make_request: Any, program_run: Any) -> None:
+    plain, constrained = (make_request(arrival=100.0, token_times=[101.0, 102.0]) for _ in range(2))
+    constrained.constraint = SimpleNamespace(forced_tokens=7, passes_saved=5, mask_s=0.25, compile_s=0.5)
+    one = measured([program_run("a", 100.0, 100.0, 102.0, [plain, constrained, constrained])])
+    columns = ["forced_tokens", "passes_saved", "mask_s", "compile_s"]
+    assert one.requests[columns].to_numpy().tolist() == [[0, 0, 0, 0], [7, 5, 0.25, 0.5], [7, 5, 0.25, 0.5]]
+    assert [summarise([one, one])[name] for name in columns] == [28, 20, 1.0, 2.0]
 
 
 def test_failed_programs_count_as_errors_not_as_throughput(make_request: Any, program_run: Any) -> None:
