@@ -1,4 +1,8 @@
-"""Constrained decoding end to end: with jump-forward, without it, and without a grammar, in turns."""
+"""Constrained decoding end to end: with jump-forward, without it, and without a grammar, in turns.
+
+A batch is kept full: as one output ends, the next begins. Tokens are sampled at temperature 1: a model with random
+weights that takes the likeliest would write some number without an end. Prompts are in the cache, outputs never are.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,8 @@ from experiments.statistics import Interval, mean_interval, repeat_ratio
 
 RUN_LENGTHS = (1, 4, 8, 16)
 """Tokens of a row in the passes whose cost is measured."""
+OUTPUTS_A_ROW = 2
+"""One after the other, in each row of the batch."""
 
 
 class KeepPrompts(RetentionPolicy):
@@ -75,17 +81,21 @@ class _Run(NamedTuple):
 
 
 class Bench:
-    """One model in two engines: with jump-forward and without."""
+    """One model in two engines that run `batch` outputs at once: with jump-forward and without."""
 
-    def __init__(self, model: str, dtype: str, tokenizer: Path, backend: str, pool_tokens: int) -> None:
+    def __init__(
+        self, model: str, dtype: str, tokenizer: Path | None, backend: str, *, batch: int, pool_tokens: int
+    ) -> None:
+        self.batch = batch
         self.engines = {
             jump: make_engine(
                 EngineConfig(
                     model=model,
                     dtype=dtype,
-                    tokenizer=str(tokenizer),
+                    tokenizer=None if tokenizer is None else str(tokenizer),
                     device="cpu",
                     pool_tokens=pool_tokens,
+                    max_running=batch,
                     grammar_backend=backend,
                     jump_forward=jump,
                     retention=f"{__file__}:KeepPrompts",
@@ -94,38 +104,38 @@ class Bench:
             for jump in (True, False)
         }
 
-    def decoding(self, task: Task, batch: int, rounds: int, costs: Sequence[PassCost]) -> Decoding:
-        prompts = [task.prompts[i % len(task.prompts)] for i in range(batch)]
-        constrained = SamplingParams(max_tokens=MAX_TOKENS, temperature=0, grammar=regex(task.pattern))
-        runs: dict[str, list[_Run]] = {"jump": [], "decoded": [], "free": []}
+    def decoding(self, task: Task, rounds: int, costs: Sequence[PassCost]) -> Decoding:
+        n = self.batch * OUTPUTS_A_ROW
+        prompts = [task.prompts[i % len(task.prompts)] for i in range(n)]
+        constrained = [SamplingParams(max_tokens=MAX_TOKENS, seed=i, grammar=regex(task.pattern)) for i in range(n)]
+        lengths = [MAX_TOKENS] * n
+        runs: dict[str, list[_Run]] = {"decoded": [], "free": [], "jump": []}
         for engine in self.engines.values():
             engine.flush_cache()
             _run(engine, prompts, SamplingParams(max_tokens=0))
-        for i in range(rounds + 1):
+        for i in range(rounds + 1):  # the first doesn't count
             order = list(runs)
             for kind in order[i % 3 :] + order[: i % 3]:
-                asked: SamplingParams | list[SamplingParams] = constrained
-                if kind == "free":
-                    lengths = runs["decoded"][-1].lengths if runs["decoded"] else [MAX_TOKENS] * batch
-                    asked = [SamplingParams(max_tokens=n, temperature=0, ignore_eos=True) for n in lengths]
-                runs[kind].append(_run(self.engines[kind == "jump"], prompts, asked))
-        return _summary(task, batch, {kind: each[1:] for kind, each in runs.items()}, costs)
+                free = [SamplingParams(max_tokens=length, seed=j, ignore_eos=True) for j, length in enumerate(lengths)]
+                run = _run(self.engines[kind == "jump"], prompts, free if kind == "free" else constrained)
+                lengths = run.lengths if kind == "decoded" else lengths
+                runs[kind].append(run)
+        return _summary(task, self.batch, {kind: each[1:] for kind, each in runs.items()}, costs)
 
-    def pass_costs(self, task: Task, batch: int, repeats: int) -> list[PassCost]:
+    def pass_costs(self, task: Task, repeats: int) -> list[PassCost]:
         """Seconds of a pass: the prompt is cached, and `n_new` random tokens follow it."""
         engine = self.engines[False]
         assert engine.tokenizer is not None
-        prompts = [engine.tokenizer.encode(task.prompts[i % len(task.prompts)]) for i in range(batch)]
+        prompts = [engine.tokenizer.encode(task.prompts[i % len(task.prompts)]) for i in range(self.batch)]
         engine.flush_cache()
-        engine.generate(prompts, SamplingParams(max_tokens=0))
+        _run(engine, prompts, SamplingParams(max_tokens=0))
         rng = np.random.default_rng(0)
         best = dict.fromkeys(RUN_LENGTHS, float("inf"))
         for _ in range(repeats):
             for n in RUN_LENGTHS:
-                longer = [[*prompt, *rng.integers(3, 30_000, n).tolist()] for prompt in prompts]
-                run = _run(engine, longer, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
-                best[n] = min(best[n], run.seconds)
-        return [PassCost(batch, n, seconds) for n, seconds in best.items()]
+                longer = [[*prompt, *rng.integers(3, engine.executor.vocab_size, n).tolist()] for prompt in prompts]
+                best[n] = min(best[n], _run(engine, longer, SamplingParams(max_tokens=1, ignore_eos=True)).seconds)
+        return [PassCost(self.batch, n, seconds) for n, seconds in best.items()]
 
 
 def _run(engine: Engine, prompts: Sequence[str | Sequence[int]], params: SamplingParams | list[SamplingParams]) -> _Run:

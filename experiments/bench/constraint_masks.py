@@ -14,7 +14,7 @@ from rich.progress import track
 from engine.constraints.backends import make_backend
 from engine.constraints.base import Backend, GrammarError, GrammarLimits, Mask
 from engine.constraints.grammar import regex
-from engine.tokenizer import HFTokenizer
+from engine.tokenizer import Tokenizer
 from experiments.bench import maskbench
 from experiments.bench.constraint_inputs import MAX_TOKENS, Task
 
@@ -53,11 +53,11 @@ class _Sample(NamedTuple):
     forced_tokens: int
 
 
-def backend_of(name: str, tokenizer: HFTokenizer) -> Backend:
+def backend_of(name: str, tokenizer: Tokenizer) -> Backend:
     return make_backend(name, tokenizer, vocab_size=tokenizer.vocab_size, eos=tokenizer.eos_token_ids, limits=_LIMITS)
 
 
-def regex_cost(task: Task, name: str, vocabulary: str, tokenizer: HFTokenizer, repeats: int) -> MaskCost:
+def regex_cost(task: Task, name: str, vocabulary: str, tokenizer: Tokenizer, repeats: int) -> MaskCost:
     """`OUTPUTS` outputs whose tokens are drawn evenly from what is allowed; compiled `repeats` times over."""
     backend = backend_of(name, tokenizer)
     try:
@@ -67,7 +67,7 @@ def regex_cost(task: Task, name: str, vocabulary: str, tokenizer: HFTokenizer, r
     return _cost(f"{task.name} regex", name, vocabulary, samples, refused=int(not samples))
 
 
-def schema_cost(data: Path, n: int, name: str, vocabulary: str, tokenizer: HFTokenizer) -> MaskCost:
+def schema_cost(data: Path, n: int, name: str, vocabulary: str, tokenizer: Tokenizer) -> MaskCost:
     """Every valid instance of `n` MaskBench schemas, chosen by a fixed seed."""
     cases = list(maskbench.load(data / maskbench.FILE))
     chosen = random.Random(0).sample(cases, min(n, len(cases)))
@@ -82,7 +82,7 @@ def schema_cost(data: Path, n: int, name: str, vocabulary: str, tokenizer: HFTok
     return _cost("MaskBench schemas", name, vocabulary, samples, refused=len(chosen) - len(samples))
 
 
-def _walks(backend: Backend, pattern: str, tokenizer: HFTokenizer, n: int) -> _Sample:
+def _walks(backend: Backend, pattern: str, tokenizer: Tokenizer, n: int) -> _Sample:
     begun = time.perf_counter()
     compiled = backend.compile(regex(pattern))
     mask: Mask = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench.constraint_decoding import Bench, Decoding, PassCost, forced_price
+from experiments.bench.constraint_decoding import RUN_LENGTHS, Bench, Decoding, PassCost, forced_price
 from experiments.bench.constraint_inputs import Task, tasks, vocabularies
 from experiments.bench.constraint_masks import MaskCost, regex_cost, schema_cost
 from experiments.bench.radix import write_json
@@ -69,11 +69,11 @@ def mask_table(costs: Sequence[MaskCost]) -> Table:
     return table
 
 
-def decoding_table(rows: Sequence[Decoding], costs: Sequence[PassCost], title: str) -> Table:
-    table = Table(title=title)
-    names = ("task", "batch", "jump tok/s", "decoded tok/s", "free tok/s", "forced", "speedup", "bound", "bound here")
-    for name in (*names, "decoded vs free", "waited"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+def decoding_table(rows: Sequence[Decoding], title: str) -> Table:
+    table = Table(title=title, caption="tokens a second; jump: with jump-forward, decoded: without, free: no grammar")
+    names = ("task", "batch", "jump", "decoded", "free", "forced", "jump / decoded", "bound", "bound here")
+    for name in (*names, "free / decoded - 1", "waited"):
+        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.task,
@@ -86,10 +86,16 @@ def decoding_table(rows: Sequence[Decoding], costs: Sequence[PassCost], title: s
             _within(row.overhead, "{:+.1%}"),
             f"{row.waited_share:.1%}",
         )
-    table.add_section()
-    for cost in costs:
-        ms = f"{cost.seconds * 1e3:,.1f} ms"
-        table.add_row(f"a pass of {cost.n_new} a row", str(cost.batch), ms)
+    return table
+
+
+def pass_table(costs: Sequence[PassCost]) -> Table:
+    table = Table(title="a pass over cached prompts: its milliseconds by the tokens of each row")
+    table.add_column("batch", justify="right")
+    for n in RUN_LENGTHS:
+        table.add_column(str(n), justify="right")
+    for batch in BATCHES:
+        table.add_row(str(batch), *(f"{cost.seconds * 1e3:,.1f}" for cost in costs if cost.batch == batch))
     return table
 
 
@@ -127,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="folder with tokenizers/, maskbench/, ... (default: $RADIXLAB_DATA)")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/constraints.json"))
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved runs of each kind that count (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved runs of each kind (default 5)")
     parser.add_argument("--schemas", type=int, default=200, help="MaskBench schemas (default 200; 0: none)")
     parser.add_argument("--compilations", type=int, default=20, help="of each regex (default 20)")
     parser.add_argument("--model", default="llama-110m", help="named shape with a vocabulary of 32,000")
@@ -150,13 +156,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         masks = mask_costs(data, both, options.schemas, repeats=options.compilations)
         console.print(mask_table(masks))
     if options.only != "masks":
-        bench = Bench(options.model, options.dtype, tinyllama_file(data), options.backend, POOL_TOKENS)
+        model = (options.model, options.dtype, tinyllama_file(data), options.backend)
         for batch in BATCHES:
-            costs = bench.pass_costs(both[0], batch, 2 * options.rounds)
-            rows += [bench.decoding(task, batch, options.rounds, costs) for task in both]
+            bench = Bench(*model, batch=batch, pool_tokens=POOL_TOKENS)
+            costs = bench.pass_costs(both[0], 2 * options.rounds)
+            rows += [bench.decoding(task, options.rounds, costs) for task in both]
             passes += costs
         title = f"{options.model}, {options.dtype}, {options.threads} threads, {options.backend}, prompts cached"
-        console.print(decoding_table(rows, passes, title))
+        console.print(decoding_table(rows, title))
+        console.print(pass_table(passes))
         for line in verdicts(rows, passes):
             console.print(line)
     settings: dict[str, Any] = {k: getattr(options, k) for k in ("threads", "rounds", "schemas", "model", "dtype")}
