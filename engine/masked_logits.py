@@ -29,9 +29,9 @@ def stacked(masks: Sequence[Any]) -> Masks:
     return np.stack([np.asarray(mask, dtype=np.int32) for mask in masks]).astype("<i4", copy=False)
 
 
-def forbid(logits: Tensor, masks: Masks) -> None:
-    """Sets to -inf, in place, what the masks forbid. logits: [rows, vocab], without NaN."""
-    torch.minimum(logits, _bounds_of(logits, masks), out=logits)
+def only_allowed(logits: Tensor, masks: Masks) -> Tensor:
+    """The logits [rows, vocab], -inf where the masks forbid a token. They hold no NaN and are not changed."""
+    return torch.minimum(logits, _bounds_of(logits, masks))
 
 
 def likeliest_allowed(logits: Tensor, masks: Masks, likeliest: Sequence[int]) -> list[int | None]:
@@ -56,7 +56,7 @@ def likeliest_allowed(logits: Tensor, masks: Masks, likeliest: Sequence[int]) ->
 
 def _among_many(logits: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     """The greatest allowed logit of each row, and its token."""
-    best, tokens = torch.minimum(logits, _bounds_of(logits, masks)).max(dim=-1)
+    best, tokens = only_allowed(logits, masks).max(dim=-1)
     return best, tokens
 
 

@@ -14,7 +14,7 @@ import torch
 
 from engine import hashed_random
 from engine.logprobs import likeliest, precision_of, rows_of, score
-from engine.masked_logits import forbid, likeliest_allowed, stacked
+from engine.masked_logits import likeliest_allowed, only_allowed, stacked
 from engine.penalties import is_penalised, penalise
 from engine.request import Request, TokenLogprob
 
@@ -62,8 +62,9 @@ def sample(logits: torch.Tensor, requests: Sequence[Request], masks: Sequence[An
         theirs, favourites = stacked([allowed[i] for i in greedy]), [tokens[i] or 0 for i in greedy]
         chosen |= zip(greedy, likeliest_allowed(rows_of(logits, greedy), theirs, favourites), strict=True)
     if shaped:
-        work = rows_of(logits, shaped).to(precision_of(logits), copy=True)
-        _forbid(work, [allowed[i] for i in shaped])
+        rows = rows_of(logits, shaped)
+        limited = _limited(rows, [allowed[i] for i in shaped])
+        work = limited.to(precision_of(logits), copy=limited is rows)
         chosen |= zip(shaped, _choose(work, [requests[i] for i in shaped]), strict=True)
     for i, token in chosen.items():
         tokens[i] = token
@@ -110,15 +111,17 @@ def _too_early_to_end(request: Request) -> bool:
     return request.output_tokens < request.params.min_tokens
 
 
-def _forbid(work: torch.Tensor, masks: Sequence[Any]) -> None:
-    """Sets to -inf, in place, what the masks forbid; there may be None among them."""
+def _limited(rows: torch.Tensor, masks: Sequence[Any]) -> torch.Tensor:
+    """The rows [rows, vocab] with -inf where the masks forbid a token; themselves where no row has a mask."""
     masked = [i for i, mask in enumerate(masks) if mask is not None]
     if not masked:
-        return
-    some = rows_of(work, masked)  # a copy, unless it is all of them
-    forbid(some, stacked([masks[i] for i in masked]))
-    if some is not work:
-        work[masked] = some
+        return rows
+    limited = only_allowed(rows_of(rows, masked), stacked([masks[i] for i in masked]))
+    if len(masked) == len(masks):
+        return limited
+    rows = rows.clone()
+    rows[masked] = limited
+    return rows
 
 
 def _choose(work: torch.Tensor, requests: Sequence[Request]) -> list[int | None]:
