@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,52 @@ _FEW = 8
 """A mask of which no more than one word in so many has a bit set is read word by word."""
 
 
+class Candidates(NamedTuple):
+    """The tokens that masks allow, by ascending id in each row; a logit of -inf stands for none."""
+
+    logits: Tensor
+    """[rows, n]"""
+    tokens: Tensor
+    """int64 [rows, n]"""
+
+    def tokens_at(self, places: Sequence[int | None]) -> list[int | None]:
+        """The token at each row's place; None where it has none."""
+        at = torch.tensor([place or 0 for place in places], device=self.tokens.device).unsqueeze(1)
+        tokens = self.tokens.gather(1, at).squeeze(1).tolist()
+        return [None if place is None else token for place, token in zip(places, tokens, strict=True)]
+
+
 def stacked(masks: Sequence[Any]) -> Masks:
     """Masks (NumPy or torch) as one array [rows, words]."""
     return np.stack([np.asarray(mask, dtype=np.int32) for mask in masks]).astype("<i4", copy=False)
 
 
+def have_few(masks: Masks) -> npt.NDArray[np.bool_]:
+    """Whether each mask allows so little that `candidates` is cheaper than `only_allowed`."""
+    return np.count_nonzero(masks, axis=1) * _FEW <= masks.shape[1]
+
+
 def only_allowed(logits: Tensor, masks: Masks) -> Tensor:
     """The logits [rows, vocab], -inf where the masks forbid a token. They hold no NaN and are not changed."""
-    return torch.minimum(logits, _bounds_of(logits, masks))
+    return torch.minimum(logits, _bounds(masks, logits)[:, : logits.shape[1]])
+
+
+def candidates(logits: Tensor, masks: Masks) -> Candidates:
+    """What the masks allow of the logits [rows, vocab], which hold no NaN; only words with a bit set are read."""
+    vocab = logits.shape[1]
+    there = masks != 0
+    n = there.sum(axis=1)
+    filled = np.arange(max(1, n.max())) < n[:, None]
+    words = np.zeros(filled.shape, np.int64)
+    rows, words[filled] = there.nonzero()
+    bits = np.zeros(filled.shape, np.int32)
+    bits[filled] = masks[rows, words[filled]]
+    tokens = torch.from_numpy((words[..., None] * 32 + np.arange(32)).reshape(len(masks), -1)).to(logits.device)
+    bounds = _bounds(bits, logits)
+    if vocab % 32:
+        bounds.masked_fill_(tokens >= vocab, -math.inf)
+        tokens.clamp_(max=vocab - 1)
+    return Candidates(torch.minimum(logits.gather(1, tokens), bounds), tokens)
 
 
 def likeliest_allowed(logits: Tensor, masks: Masks, likeliest: Sequence[int]) -> list[int | None]:
@@ -42,7 +80,7 @@ def likeliest_allowed(logits: Tensor, masks: Masks, likeliest: Sequence[int]) ->
     tokens: list[int | None] = list(likeliest)
     ids = np.asarray(likeliest)
     forbidden = masks[np.arange(len(masks)), ids >> 5] >> (ids & 31) & 1 == 0
-    few = np.count_nonzero(masks, axis=1) * _FEW <= masks.shape[1]
+    few = have_few(masks)
     for rows, choose in (
         (np.flatnonzero(forbidden & few), _among_few),
         (np.flatnonzero(forbidden & ~few), _among_many),
@@ -61,27 +99,15 @@ def _among_many(logits: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
 
 
 def _among_few(logits: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-    """The same; only the logits of words in which a bit is set are read."""
-    vocab = logits.shape[1]
-    there = masks != 0
-    n = there.sum(axis=1)
-    words = np.zeros((len(masks), max(1, n.max())), np.int64)  # where a row has fewer, word 0 stands again: no harm
-    words[np.arange(words.shape[1]) < n[:, None]] = there.nonzero()[1]
-    ids = torch.from_numpy((words[..., None] * 32 + np.arange(32)).reshape(len(masks), -1)).to(logits.device)
-    bounds = _bounds(np.take_along_axis(masks, words, axis=1), logits.dtype).to(logits.device)
-    values = torch.minimum(logits.gather(1, ids.clamp(max=vocab - 1)), bounds)
-    best, at = values.masked_fill_(ids >= vocab, -math.inf).max(dim=-1)
-    return best, ids.gather(1, at.unsqueeze(1)).squeeze(1)
+    found = candidates(logits, masks)
+    best, at = found.logits.max(dim=-1)
+    return best, found.tokens.gather(1, at.unsqueeze(1)).squeeze(1)
 
 
-def _bounds_of(logits: Tensor, masks: Masks) -> Tensor:
-    return _bounds(masks, logits.dtype)[:, : logits.shape[1]].to(logits.device)
-
-
-def _bounds(words: Masks, dtype: torch.dtype) -> Tensor:
-    """Of the tokens of the words [rows, n]: [rows, 32 * n]."""
+def _bounds(words: Masks, like: Tensor) -> Tensor:
+    """+inf for what the words [rows, n] allow, -inf for the rest: [rows, 32 * n] of the same kind as `like`."""
     parts = torch.from_numpy(np.ascontiguousarray(words).view(np.uint8)).int()
-    return torch.nn.functional.embedding(parts, _table(dtype)).view(len(words), -1)
+    return torch.nn.functional.embedding(parts, _table(like.dtype)).view(len(words), -1).to(like.device)
 
 
 @lru_cache

@@ -14,7 +14,7 @@ import torch
 
 from engine import hashed_random
 from engine.logprobs import likeliest, precision_of, rows_of, score
-from engine.masked_logits import likeliest_allowed, only_allowed, stacked
+from engine.masked_logits import candidates, have_few, likeliest_allowed, only_allowed, stacked
 from engine.penalties import is_penalised, penalise
 from engine.request import Request, TokenLogprob
 
@@ -57,15 +57,21 @@ def sample(logits: torch.Tensor, requests: Sequence[Request], masks: Sequence[An
     free = [i for i, request in enumerate(requests) if errors[i] is None and request.params.forced_output is None]
     shaped = [i for i in free if _needs_shaping(requests[i])]
     greedy = [i for i in free if allowed[i] is not None and not _needs_shaping(requests[i])]
+    few = _drawn_among_few(shaped, requests, allowed)
+    whole = [i for i in shaped if i not in few]
     chosen: dict[int, int | None] = {}
     if greedy:
         theirs, favourites = stacked([allowed[i] for i in greedy]), [tokens[i] or 0 for i in greedy]
         chosen |= zip(greedy, likeliest_allowed(rows_of(logits, greedy), theirs, favourites), strict=True)
-    if shaped:
-        rows = rows_of(logits, shaped)
-        limited = _limited(rows, [allowed[i] for i in shaped])
+    if few:
+        found = candidates(rows_of(logits, few), stacked([allowed[i] for i in few]))
+        places = _choose(found.logits.to(precision_of(logits)), [requests[i] for i in few], vocab)
+        chosen |= zip(few, found.tokens_at(places), strict=True)
+    if whole:
+        rows = rows_of(logits, whole)
+        limited = _limited(rows, [allowed[i] for i in whole])
         work = limited.to(precision_of(logits), copy=limited is rows)
-        chosen |= zip(shaped, _choose(work, [requests[i] for i in shaped]), strict=True)
+        chosen |= zip(whole, _choose(work, [requests[i] for i in whole], vocab), strict=True)
     for i, token in chosen.items():
         tokens[i] = token
         if token is None:
@@ -107,6 +113,17 @@ def _needs_shaping(request: Request) -> bool:
     return request.params.temperature > 0 or is_penalised(request.params) or _too_early_to_end(request)
 
 
+def _drawn_among_few(shaped: Sequence[int], requests: Sequence[Request], masks: Sequence[Any]) -> list[int]:
+    """Rows whose mask allows little, and whose logits no other parameter changes."""
+    masked = [i for i in shaped if masks[i] is not None]
+    masked = [i for i in masked if not is_penalised(requests[i].params) and not _too_early_to_end(requests[i])]
+    return (
+        [i for i, few in zip(masked, have_few(stacked([masks[i] for i in masked])), strict=True) if few]
+        if masked
+        else []
+    )
+
+
 def _too_early_to_end(request: Request) -> bool:
     return request.output_tokens < request.params.min_tokens
 
@@ -124,9 +141,12 @@ def _limited(rows: torch.Tensor, masks: Sequence[Any]) -> torch.Tensor:
     return rows
 
 
-def _choose(work: torch.Tensor, requests: Sequence[Request]) -> list[int | None]:
-    """The token of each row of `work` [rows, vocab], which it changes; None where nothing is allowed."""
-    vocab = work.shape[1]
+def _choose(work: torch.Tensor, requests: Sequence[Request], vocab: int) -> list[int | None]:
+    """The token of each row of `work` [rows, vocab], which it changes; None where nothing is allowed.
+
+    For rows without penalties or min_tokens, `work` may hold some columns of the vocabulary only, in its order, that
+    all others are -inf in; the answer is a column then, and that of the same token.
+    """
     penalise(work, requests)
     for i, request in enumerate(requests):
         if _too_early_to_end(request):
@@ -143,14 +163,13 @@ def _choose(work: torch.Tensor, requests: Sequence[Request]) -> list[int | None]
         heat = torch.tensor([r.params.temperature for r in rows], dtype=work.dtype, device=work.device)
         heat.clamp_(min=torch.finfo(work.dtype).tiny)
         scaled = (rows_of(work, drawn) - rows_of(best, drawn).unsqueeze(1)).div_(heat.unsqueeze(1))
-        for i, token in zip(drawn, _draw(scaled, rows), strict=True):
+        for i, token in zip(drawn, _draw(scaled, rows, vocab), strict=True):
             tokens[i] = token
     return tokens
 
 
-def _draw(scaled: torch.Tensor, requests: Sequence[Request]) -> list[int]:
-    """Inverse-CDF sampling of each row of `scaled` [rows, vocab]: log-weights whose largest is 0."""
-    vocab = scaled.shape[1]
+def _draw(scaled: torch.Tensor, requests: Sequence[Request], vocab: int) -> list[int]:
+    """Inverse-CDF sampling of each row of `scaled` [rows, some columns]: log-weights whose largest is 0."""
     numbers = hashed_random.uniform([r.seed for r in requests], [r.output_tokens for r in requests])
     u = torch.from_numpy(numbers).to(scaled.device)
     tokens = [0] * len(requests)
@@ -169,7 +188,7 @@ def _draw(scaled: torch.Tensor, requests: Sequence[Request]) -> list[int]:
         width = min(width, vocab)
         rows = rows_of(scaled, cut_rows)
         kept = [requests[i] for i in cut_rows]
-        weights, ids, complete = _nucleus(rows, kept, width)
+        weights, ids, complete = _nucleus(rows, kept, width, vocab)
         _drop_improbable(weights, kept)
         places = torch.tensor(_invert(weights, rows_of(u, cut_rows)), device=ids.device)
         for i, token in zip(cut_rows, ids.gather(1, places.unsqueeze(1)).squeeze(1).tolist(), strict=True):
@@ -180,20 +199,19 @@ def _draw(scaled: torch.Tensor, requests: Sequence[Request]) -> list[int]:
 
 
 def _nucleus(
-    scaled: torch.Tensor, requests: Sequence[Request], width: int
+    scaled: torch.Tensor, requests: Sequence[Request], width: int, vocab: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[bool]]:
     """Top-k and top-p among the `width` likeliest tokens of each row.
 
-    Returns weights (0 where cut) and token ids, both [rows, width], and whether `width` was enough for the row.
+    Returns weights (0 where cut) and columns, both [rows, width or all], and whether `width` was enough for the row.
     Top-p keeps the smallest set of likeliest tokens whose probability reaches p (Holtzman et al., arXiv 1904.09751).
     """
-    vocab = scaled.shape[1]
-    top, ids = likeliest(scaled, width)
+    top, ids = likeliest(scaled, min(width, scaled.shape[1]))
     weights = _weights(top)
     limits = [r.params.top_k if 0 < r.params.top_k < vocab else vocab for r in requests]
     limit = torch.tensor(limits, device=scaled.device).unsqueeze(1)
     p = torch.tensor([r.params.top_p for r in requests], dtype=torch.float64, device=scaled.device).unsqueeze(1)
-    weights *= torch.arange(width, device=scaled.device) < limit
+    weights *= torch.arange(weights.shape[1], device=scaled.device) < limit
     cumulative = _running_sum(weights)
     total = cumulative[:, -1:].clone()
     unlimited = [i for i, n in enumerate(limits) if n > width]
