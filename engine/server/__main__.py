@@ -14,11 +14,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
 
 from engine.chat_template import TemplateError
 from engine.config import ConfigError
+from engine.engine import Engine
 from engine.make import make_engine
 from engine.models.config import ModelError
 from engine.policies.base import PolicyError
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         keys = ApiKeys.load(settings.server.api_keys_file, os.environ)
         _check_exposure(settings.server, keys)
         listener = listen(settings.server)
-        engine = make_engine(settings.engine, keep_history=settings.record is not None)
+        engine = _made(settings)
         state = make_state(engine, settings.server)
         log.info("%s", state.chat.describe())
     except TOLD as error:
@@ -70,6 +72,17 @@ def main(arguments: Sequence[str]) -> int:
     if settings.record is not None:
         engine.log.write(settings.record)
     return code
+
+
+def _made(settings: Settings) -> Engine:
+    """The engine, made on a thread that ends.
+
+    PyTorch's OpenMP keeps a team of threads for each thread that has computed. Where these are more than the cores, a
+    team sleeps between two operations instead of spinning: beside the team that loaded the weights, the steps of the
+    engine's thread took half as long again on two cores.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make_engine, settings.engine, keep_history=settings.record is not None).result()
 
 
 def _check_exposure(config: ServerConfig, keys: ApiKeys) -> None:
