@@ -54,22 +54,24 @@ def only_allowed(logits: Tensor, masks: Masks) -> Tensor:
     return torch.minimum(logits, _bounds(masks, logits)[:, : logits.shape[1]])
 
 
-def candidates(logits: Tensor, masks: Masks) -> Candidates:
-    """What the masks allow of the logits [rows, vocab], which hold no NaN; only words with a bit set are read."""
+def candidates(logits: Tensor, masks: Masks, rows: Sequence[int]) -> Candidates:
+    """What masks[i] allows of row rows[i] of the logits [any, vocab], which hold no NaN. Only logits of words with a
+    bit set are read."""
     vocab = logits.shape[1]
     there = masks != 0
     n = there.sum(axis=1)
     filled = np.arange(max(1, n.max())) < n[:, None]
     words = np.zeros(filled.shape, np.int64)
-    rows, words[filled] = there.nonzero()
+    row, words[filled] = there.nonzero()
     bits = np.zeros(filled.shape, np.int32)
-    bits[filled] = masks[rows, words[filled]]
+    bits[filled] = masks[row, words[filled]]
     tokens = torch.from_numpy((words[..., None] * 32 + np.arange(32)).reshape(len(masks), -1)).to(logits.device)
     bounds = _bounds(bits, logits)
     if vocab % 32:
         bounds.masked_fill_(tokens >= vocab, -math.inf)
         tokens.clamp_(max=vocab - 1)
-    return Candidates(torch.minimum(logits.gather(1, tokens), bounds), tokens)
+    of = torch.tensor(rows, device=logits.device).unsqueeze(1)
+    return Candidates(torch.minimum(logits[of, tokens], bounds), tokens)
 
 
 def likeliest_allowed(logits: Tensor, masks: Masks, likeliest: Sequence[int]) -> list[int | None]:
@@ -81,25 +83,23 @@ def likeliest_allowed(logits: Tensor, masks: Masks, likeliest: Sequence[int]) ->
     ids = np.asarray(likeliest)
     forbidden = masks[np.arange(len(masks)), ids >> 5] >> (ids & 31) & 1 == 0
     few = have_few(masks)
-    for rows, choose in (
-        (np.flatnonzero(forbidden & few), _among_few),
-        (np.flatnonzero(forbidden & ~few), _among_many),
-    ):
-        if len(rows):
-            best, found = choose(rows_of(logits, rows.tolist()), masks[rows])
-            for i, value, token in zip(rows.tolist(), best.tolist(), found.tolist(), strict=True):
+    for choose, which in ((_among_few, forbidden & few), (_among_many, forbidden & ~few)):
+        rows = which.nonzero()[0].tolist()
+        if rows:
+            best, found = choose(logits, masks[rows], rows)
+            for i, value, token in zip(rows, best.tolist(), found.tolist(), strict=True):
                 tokens[i] = token if value > -math.inf else None
     return tokens
 
 
-def _among_many(logits: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-    """The greatest allowed logit of each row, and its token."""
-    best, tokens = only_allowed(logits, masks).max(dim=-1)
+def _among_many(logits: Tensor, masks: Masks, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The greatest allowed logit of each of the rows, and its token."""
+    best, tokens = only_allowed(rows_of(logits, rows), masks).max(dim=-1)
     return best, tokens
 
 
-def _among_few(logits: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-    found = candidates(logits, masks)
+def _among_few(logits: Tensor, masks: Masks, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    found = candidates(logits, masks, rows)
     best, at = found.logits.max(dim=-1)
     return best, found.tokens.gather(1, at.unsqueeze(1)).squeeze(1)
 

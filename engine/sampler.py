@@ -64,7 +64,7 @@ def sample(logits: torch.Tensor, requests: Sequence[Request], masks: Sequence[An
         theirs, favourites = stacked([allowed[i] for i in greedy]), [tokens[i] or 0 for i in greedy]
         chosen |= zip(greedy, likeliest_allowed(rows_of(logits, greedy), theirs, favourites), strict=True)
     if few:
-        found = candidates(rows_of(logits, few), stacked([allowed[i] for i in few]))
+        found = candidates(logits, stacked([allowed[i] for i in few]), few)
         places = _choose(found.logits.to(precision_of(logits)), [requests[i] for i in few], vocab)
         chosen |= zip(few, found.tokens_at(places), strict=True)
     if whole:
