@@ -6,8 +6,9 @@ overhead: 5-shot MMLU prompts as text on `llama-110m` in bf16, 64 in flight, 32 
     empty cache. Direct (one thread calls the engine), HTTP, and HTTP with every token streamed take turns within each
     round; the ratios are those of paired rounds.
 streams: 1,000 requests to `tiny` at once, each streamed.
-memory: the server's resident memory, its garbage collected and free memory given back, after 2,000 requests and after
-    20,000, one in ten broken off; and the pages that neither the cache nor the free list has in the end.
+memory: the server's resident memory, its garbage collected and free memory given back, after 2,000 requests (and a
+    warm-up with batches of many sizes) and after 20,000, one in ten broken off; and the pages that neither the cache
+    nor the free list has in the end.
 
 Server and load generator are processes of their own. On a machine of few cores they take processor time from one
 another and from the engine, so CPU seconds stand beside the wall clock: the client's are no cost of the server's.
@@ -45,6 +46,8 @@ TARGET_GROWTH = 0.05
 AT_ONCE = 64
 CUT_SHARE = 0.1
 FEW, MANY = 2_000, 20_000
+WARM_UP = (1, 4, 16, 64, 128, 256)
+"""In flight before memory is measured: oneDNN keeps code for each size of a batch (`engine/kernels/cpu/linear.py`)."""
 
 Say = Callable[[str], None]
 
@@ -225,15 +228,17 @@ def memory(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     settings = ["model=tiny", "engine.device=cpu", "engine.pool_tokens=6000"]
     with ServedProcess(settings, 1) as server:  # the model is too small for more threads
 
-        def serve(n: int, seed: int) -> None:
+        def serve(n: int, seed: int, clients: int = AT_ONCE) -> None:
             bodies = []
             for _ in range(n):
                 prompt = f"Family {rng.randrange(50)} begins alike. " * 3 + str(rng.randrange(10**6))
                 bodies.append(
                     body(prompt, rng.randint(1, 24), model="tiny", **(STREAMED if rng.random() < 0.5 else {}))
                 )
-            server.load(bodies, AT_ONCE, cut_share=CUT_SHARE, seed=seed)
+            server.load(bodies, clients, cut_share=CUT_SHARE, seed=seed)
 
+        for clients in WARM_UP:
+            serve(4 * clients, 0, clients)
         serve(few, 1)
         after_few = server.used()
         say(f"after {few} requests: {after_few.rss_bytes / 2**20:.1f} MiB")
