@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -44,6 +45,7 @@ def address() -> Iterator[str]:
     server = subprocess.Popen(
         [sys.executable, "-m", *words, "port=0"],
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
     )

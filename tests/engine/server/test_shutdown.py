@@ -34,6 +34,7 @@ sys.exit(main(sys.argv[1:]))
 class Process:
     def __init__(self, *arguments: str, program: tuple[str, ...] = ("-m", "engine.server")) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "RADIXLAB_API_KEYS"}
+        environment["OMP_NUM_THREADS"] = "1"  # on busy cores a tiny model's threads mostly wait for one another
         command = [sys.executable, *program, "port=0", "engine.device=cpu", "engine.pool_tokens=40000", *arguments]
         self.process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
