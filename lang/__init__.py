@@ -11,25 +11,63 @@ capital.run(country="France", backend=backend)["answer"]
 """
 
 from lang.backends.base import Backend, Call, CallError
+from lang.capabilities import Capabilities, Feature, NotServed
 from lang.choices import greedy_token_selection, token_length_normalized, unconditional_likelihood_normalized
-from lang.function import Program, function, set_default_backend
-from lang.primitives import gen, select
-from lang.runner import ProgramRun, Runner
+from lang.function import Program, flush_cache, function, set_default_backend
+from lang.group import ProgramStateGroup
+from lang.primitives import (
+    assistant,
+    assistant_begin,
+    assistant_end,
+    gen,
+    gen_int,
+    gen_string,
+    image,
+    select,
+    system,
+    system_begin,
+    system_end,
+    user,
+    user_begin,
+    user_end,
+)
+from lang.program_run import ProgramRun
+from lang.runner import Runner
 from lang.state import ProgramState
+from lang.tools import Tool, ToolCall
 
 __all__ = [
     "Backend",
     "Call",
     "CallError",
+    "Capabilities",
+    "Feature",
+    "NotServed",
     "Program",
     "ProgramRun",
     "ProgramState",
+    "ProgramStateGroup",
     "Runner",
+    "Tool",
+    "ToolCall",
+    "assistant",
+    "assistant_begin",
+    "assistant_end",
+    "flush_cache",
     "function",
     "gen",
+    "gen_int",
+    "gen_string",
     "greedy_token_selection",
+    "image",
     "select",
     "set_default_backend",
+    "system",
+    "system_begin",
+    "system_end",
     "token_length_normalized",
     "unconditional_likelihood_normalized",
+    "user",
+    "user_begin",
+    "user_end",
 ]

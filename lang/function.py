@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, overload
 
 from rich.progress import Progress
 
 from lang.backends.base import Backend
-from lang.runner import ProgramRun, Runner, executing
-from lang.sampling import NAMES
+from lang.program_run import ProgramRun
+from lang.runner import Runner, executing
+from lang.sampling import NAMES, closest
 from lang.state import ProgramState
 
-RESERVED = frozenset({"backend", "num_threads", "progress_bar"})
+RESERVED = frozenset({"backend", "stream", "num_threads", "progress_bar", "generator_style"})
+Item = Mapping[str, Any] | tuple[Any, ...] | list[Any]
 
 
 class Program:
     """A function over a `ProgramState`, ready to run."""
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], bound: Mapping[str, Any] | None = None) -> None:
+        """bound: arguments that are given already."""
         parameters = list(inspect.signature(fn).parameters.values())
         where = f"program {fn.__name__!r}"
         if not parameters or parameters[0].name != "s":
@@ -32,63 +35,129 @@ class Program:
         self.name = fn.__name__
         self.__doc__ = fn.__doc__
         self._signature = inspect.signature(fn)
-        self._own = frozenset(parameter.name for parameter in parameters[1:])
+        self._names = tuple(parameter.name for parameter in parameters[1:])
+        self._own = frozenset(self._names)
+        self.bound: Mapping[str, Any] = dict(bound or {})
 
     def __repr__(self) -> str:
         return f"<program {self.name}>"
 
-    def check(self, kwargs: Mapping[str, Any]) -> None:
-        """Raises TypeError when the program can't be called with these arguments."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """With a state as its first argument: writes on in that state, and returns what the function returns.
+
+        Without one, outside of a program: `run`. Inside of one: starts it and gives its state at once, so that programs
+        called one after the other run side by side; what goes wrong in it is raised where its state is read.
+        """
+        if args and isinstance(args[0], ProgramState):
+            return self.fn(args[0], *args[1:], **{**self.bound, **kwargs})
+        inside = executing()
+        if inside is None:
+            return self.run(*args, **kwargs)
+        return inside[0].start_inside(inside[1], self, self._named(args, kwargs)).state
+
+    def bind(self, **kwargs: Any) -> Program:
+        """The program with some of its arguments given. Those given again later go before these."""
+        if unknown := kwargs.keys() - self._own:
+            name = min(unknown)
+            known = ", ".join(self._names) or "none"
+            raise TypeError(f"program {self.name!r} has no argument {name!r}{closest(name, self._own)} it has: {known}")
+        return Program(self.fn, {**self.bound, **kwargs})
+
+    def check(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """All arguments, bound ones too. Raises TypeError when the program can't be called with them."""
+        arguments = {**self.bound, **kwargs} if self.bound else kwargs
         try:
-            self._signature.bind(None, **kwargs)
+            self._signature.bind(None, **arguments)
         except TypeError as error:
             takes = ", ".join(sorted(self._own)) or "none"
             raise TypeError(f"program {self.name!r}: {error}; its arguments: {takes}") from None
+        return arguments
 
-    def run(self, *args: Any, backend: Backend | None = None, **kwargs: Any) -> ProgramState:
+    def run(self, *args: Any, backend: Backend | None = None, stream: bool = False, **kwargs: Any) -> ProgramState:
         """Runs it to its end. Keywords that aren't the program's own are defaults for its calls (temperature=0, ...).
 
-        Raises what the program raises.
+        Raises what the program raises. stream: returns at once; the program goes on while its state is read, with
+        `text_iter`, say, and what goes wrong is raised there.
         """
-        named = {**dict(zip([*self._signature.parameters][1:], args)), **kwargs}
-        if len(args) > len(self._own):
-            raise TypeError(f"program {self.name!r} takes {len(self._own)} arguments, {len(args)} were given")
-        own, sampling = self._split(named)
+        own, sampling = self._split(self._named(args, kwargs))
+        if stream:
+            return self._start(own, sampling, backend).state
         (run,) = self._run_all([own], sampling, backend, limit=None, progress_bar=False)
         if run.error is not None:
             raise run.error
         return run.state
 
+    @overload
     def run_batch(
         self,
-        batch: Sequence[Mapping[str, Any]],
+        batch: Sequence[Item],
         *,
         backend: Backend | None = None,
         num_threads: int | str = "auto",
         progress_bar: bool = False,
+        generator_style: Literal[False] = False,
         **sampling: Any,
-    ) -> list[ProgramState]:
-        """Runs it once for each of `batch`, together; states come in the order of `batch`.
+    ) -> list[ProgramState]: ...
 
-        A run that fails doesn't stop the others: its `state.error()` says why, and reading its variables raises.
+    @overload
+    def run_batch(
+        self,
+        batch: Sequence[Item],
+        *,
+        backend: Backend | None = None,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        generator_style: Literal[True],
+        **sampling: Any,
+    ) -> Iterator[ProgramState]: ...
+
+    def run_batch(
+        self,
+        batch: Sequence[Item],
+        *,
+        backend: Backend | None = None,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        generator_style: bool = False,
+        **sampling: Any,
+    ) -> list[ProgramState] | Iterator[ProgramState]:
+        """Runs it once for each of `batch` (dicts, or tuples in the order of its arguments), together.
+
+        States come in the order of `batch`; with `generator_style` each as soon as it and those before it are done. A
+        run that fails doesn't stop the others: its `state.error()` says why, and reading its variables raises.
         `num_threads`: programs at a time ("auto": all, the backend queues). There are no threads; the name is SGLang's.
+        What all first calls begin with is cached before they are sent.
         """
         own_in_sampling, defaults = self._split(sampling)
         if own_in_sampling:
             raise TypeError(f"program {self.name!r}: {min(own_in_sampling)!r} is its own argument; put it in each item")
         if num_threads != "auto" and (not isinstance(num_threads, int) or num_threads < 1):
             raise ValueError(f"num_threads={num_threads!r} is not allowed: it must be 'auto' or 1 or more")
-        for i, item in enumerate(batch):
-            if not isinstance(item, Mapping):
-                raise TypeError(
-                    f"run_batch item {i} is {type(item).__name__}: it must be a dict of the program's arguments"
-                )
-            try:
-                self.check(item)
-            except TypeError as error:
-                raise TypeError(f"run_batch item {i}: {error}") from None
+        items = [self._item(i, item) for i, item in enumerate(batch)]
         limit = num_threads if isinstance(num_threads, int) else None
-        return [run.state for run in self._run_all(batch, defaults, backend, limit, progress_bar)]
+        if generator_style:
+            return self._one_by_one(items, defaults, backend, limit, progress_bar)
+        return [run.state for run in self._run_all(items, defaults, backend, limit, progress_bar)]
+
+    def _item(self, i: int, item: Item) -> Mapping[str, Any]:
+        if not isinstance(item, Mapping | tuple | list):
+            raise TypeError(
+                f"run_batch item {i} is {type(item).__name__}: it must be a dict or a tuple of the program's arguments"
+            )
+        try:
+            named = item if isinstance(item, Mapping) else self._named(tuple(item), {})
+            self.check(named)
+        except TypeError as error:
+            raise TypeError(f"run_batch item {i}: {error}") from None
+        return named
+
+    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if len(args) > len(self._names):
+            raise TypeError(f"program {self.name!r} takes {len(self._names)} arguments, {len(args)} were given")
+        named = dict(zip(self._names, args))
+        if twice := named.keys() & kwargs.keys():
+            raise TypeError(f"program {self.name!r} got its argument {min(twice)!r} twice")
+        return {**named, **kwargs}
 
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The program's own arguments, and the sampling defaults. A name that is both is the program's."""
@@ -111,17 +180,56 @@ class Program:
         inside = executing()
         if inside is not None and backend in (None, inside[0].backend):
             return inside[0].run_inside(inside[1], self, batch, sampling, limit)
+        return list(self._all(batch, sampling, backend, limit, progress_bar))
+
+    def _one_by_one(
+        self,
+        batch: Sequence[Mapping[str, Any]],
+        sampling: Mapping[str, Any],
+        backend: Backend | None,
+        limit: int | None,
+        progress_bar: bool,
+    ) -> Iterator[ProgramState]:
+        inside = executing()
+        if inside is not None and backend in (None, inside[0].backend):
+            runs = iter(inside[0].run_inside(inside[1], self, batch, sampling, limit))
+        else:
+            runs = self._all(batch, sampling, backend, limit, progress_bar)
+        return (run.state for run in runs)
+
+    def _all(
+        self,
+        batch: Sequence[Mapping[str, Any]],
+        sampling: Mapping[str, Any],
+        backend: Backend | None,
+        limit: int | None,
+        progress_bar: bool,
+    ) -> Iterator[ProgramRun]:
+        """Each run as soon as it and those before it are done."""
         runner = Runner(backend or default_backend())
         runs: list[ProgramRun] = []
+        given = 0
+
+        def start() -> None:
+            while len(runs) < len(batch) and (limit is None or runner.active < limit):
+                runs.append(runner.start(self, batch[len(runs)], name=f"{self.name}-{len(runs)}", sampling=sampling))
+
         with Progress(disable=not progress_bar) as progress:
             task = progress.add_task(self.name, total=len(batch))
-            while len(runs) < len(batch) or runner.active:
-                while len(runs) < len(batch) and (limit is None or runner.active < limit):
-                    runs.append(
-                        runner.start(self, batch[len(runs)], name=f"{self.name}-{len(runs)}", sampling=sampling)
-                    )
+            with runner.together():
+                start()
+            while given < len(batch):
                 progress.advance(task, len(runner.step()))
-        return runs
+                start()
+                while given < len(runs) and runs[given].finished:
+                    yield runs[given]
+                    given += 1
+
+    def _start(self, kwargs: Mapping[str, Any], sampling: Mapping[str, Any], backend: Backend | None) -> ProgramRun:
+        inside = executing()
+        if inside is not None and backend in (None, inside[0].backend):
+            return inside[0].start_inside(inside[1], self, kwargs, sampling)
+        return Runner(backend or default_backend()).start(self, kwargs, sampling=sampling)
 
 
 def function(fn: Callable[..., Any]) -> Program:
@@ -135,6 +243,11 @@ _default: list[Backend] = []
 def set_default_backend(backend: Backend | None) -> None:
     """What `run` and `run_batch` use when no backend is given; None forgets it."""
     _default[:] = [] if backend is None else [backend]
+
+
+def flush_cache(backend: Backend | None = None) -> None:
+    """Forgets the cached prefixes of the backend, or of the default one."""
+    (backend or default_backend()).flush_cache()
 
 
 def default_backend() -> Backend:

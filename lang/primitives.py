@@ -1,13 +1,18 @@
-"""What a program adds to its prompt: text, `gen`, `select`, and these joined with `+`."""
+"""What a program adds to its prompt: text, `gen`, `select`, images, roles, and these joined with `+`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from pathlib import Path
+from typing import Any
 
 from lang.choices import ChoicesMethod, choices_method_named
+from lang.dtype import pattern_of
+from lang.image import image_of
+from lang.prompt import Image, RoleMark
 from lang.sampling import NAMES, closest, overrides
+from lang.tools import Tool
 
 
 class Expr:
@@ -40,24 +45,79 @@ class Select(Expr):
     method: ChoicesMethod
 
 
+Leaf = str | Gen | Select | Image | RoleMark
+
+
 @dataclass(frozen=True, slots=True)
 class Concat(Expr):
-    parts: tuple[str | Expr, ...]
+    parts: tuple[Leaf, ...]
 
 
-Part = Union[str, "Expr"]
+Part = str | Expr | Image
 
 
-def parts_of(part: object) -> tuple[str | Expr, ...]:
+def parts_of(part: object) -> tuple[Leaf, ...]:
     """Flat parts of anything that may be added to a prompt. Raises TypeError for everything else."""
     if isinstance(part, Concat):
         return part.parts
-    if isinstance(part, str | Expr):
+    if isinstance(part, str | Gen | Select | Image | RoleMark):
         return (part,)
     hint = "use str(...)" if isinstance(part, int | float) else "read its text first, for example s['name']"
     raise TypeError(
-        f"{type(part).__name__} {part!r:.80} can't be added to a prompt; text, gen(...) and select(...) can: {hint}"
+        f"{type(part).__name__} {part!r:.80} can't be added to a prompt; text, gen(...), select(...), image(...) and "
+        f"roles can: {hint}"
     )
+
+
+def image(source: str | Path | bytes) -> Concat:
+    """A picture, of a file or its bytes. Raises ValueError for what is no PNG, JPEG, GIF or WebP."""
+    return Concat((image_of(source),))
+
+
+def system(expr: Part) -> Concat:
+    """A message of the system."""
+    return _message("system", expr)
+
+
+def user(expr: Part) -> Concat:
+    """A message of the user."""
+    return _message("user", expr)
+
+
+def assistant(expr: Part) -> Concat:
+    """A message of the assistant, perhaps with a `gen` or `select` in it."""
+    return _message("assistant", expr)
+
+
+def system_begin() -> Concat:
+    return Concat((RoleMark("system", True),))
+
+
+def system_end() -> Concat:
+    return Concat((RoleMark("system", False),))
+
+
+def user_begin() -> Concat:
+    return Concat((RoleMark("user", True),))
+
+
+def user_end() -> Concat:
+    return Concat((RoleMark("user", False),))
+
+
+def assistant_begin() -> Concat:
+    return Concat((RoleMark("assistant", True),))
+
+
+def assistant_end() -> Concat:
+    return Concat((RoleMark("assistant", False),))
+
+
+def _message(role: str, expr: Part) -> Concat:
+    parts = parts_of(expr)
+    if inner := next((part for part in parts if isinstance(part, RoleMark)), None):
+        raise ValueError(f"{inner.role}() inside {role}(): roles can't be nested; put one after the other")
+    return Concat((RoleMark(role, True), *parts, RoleMark(role, False)))
 
 
 def gen(
@@ -68,6 +128,7 @@ def gen(
     n: int | None = None,
     stop: str | Sequence[str] | None = None,
     stop_token_ids: Sequence[int] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
@@ -78,30 +139,39 @@ def gen(
     ignore_eos: bool | None = None,
     seed: int | None = None,
     forced_output: Sequence[int] | None = None,
+    logprobs: int | None = None,
+    return_logprob: bool | None = None,
+    top_logprobs_num: int | None = None,
+    dtype: type | str | None = None,
+    regex: str | None = None,
+    json_schema: Mapping[str, Any] | str | type | None = None,
     choices: Sequence[str] | None = None,
     choices_method: str | ChoicesMethod | None = None,
+    tools: Sequence[Tool | Mapping[str, Any] | Callable[..., Any]] | None = None,
+    tool_choice: str | None = None,
     **unserved: object,
 ) -> Gen | Select:
     """A call of the model. What isn't given comes from `run(...)`, else from SGLang's defaults (128 tokens, at 1.0).
 
-    `choices` makes it a `select`. Raises TypeError for a parameter that isn't served: none is ignored.
+    `choices` makes it a `select`. `dtype` (int, float, bool, str) holds the output to how Python writes such a value;
+    the variable is text all the same. `logprobs=k`, or `return_logprob=True` with `top_logprobs_num=k`, as SGLang says
+    it, gives the log-probabilities in the meta info. Raises TypeError for a parameter that isn't served: none is
+    ignored.
     """
     if unserved:
         raise _not_served(unserved)
-    if choices is not None:
-        sampled = {"max_tokens": max_tokens, "n": n, "stop": stop, "temperature": temperature or None}
-        if given := [key for key, value in sampled.items() if value is not None]:
-            raise TypeError(f"gen(choices=...) scores whole choices: {', '.join(given)} means nothing there; remove it")
-        return select(name, choices, choices_method=choices_method or "token_length_normalized")
-    if choices_method is not None:
-        raise TypeError("gen(choices_method=...) needs choices=[...]")
     _check_name(name)
-    given_values = {
+    if top_logprobs_num is not None and not return_logprob:
+        raise TypeError("gen(top_logprobs_num=...) needs return_logprob=True; or say logprobs=... for both")
+    if return_logprob:
+        logprobs = max(logprobs or 0, top_logprobs_num or 0)
+    given = {
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
         "n": n,
         "stop": stop,
         "stop_token_ids": stop_token_ids,
+        "stop_regex": stop_regex,
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
@@ -112,8 +182,38 @@ def gen(
         "ignore_eos": ignore_eos,
         "seed": seed,
         "forced_output": forced_output,
+        "logprobs": logprobs,
+        "regex": regex,
+        "json_schema": json_schema,
+        "tools": tools,
+        "tool_choice": tool_choice,
     }
-    return Gen(name, overrides(given_values))
+    shapes = {"dtype": dtype, "regex": regex, "json_schema": json_schema, "choices": choices, "tools": tools}
+    said = [key for key, value in shapes.items() if value is not None]
+    if len(said) > 1:
+        raise TypeError(f"gen({said[0]}=..., {said[1]}=...): each says what the output looks like; give one of them")
+    if choices is not None:
+        given["temperature"] = temperature or None
+        if set_ := [key for key, value in given.items() if value is not None]:
+            raise TypeError(f"gen(choices=...) scores whole choices: {', '.join(set_)} means nothing there; remove it")
+        return select(name, choices, choices_method=choices_method or "token_length_normalized")
+    if choices_method is not None:
+        raise TypeError("gen(choices_method=...) needs choices=[...]")
+    if dtype is not None:
+        pattern, ends = pattern_of(dtype)
+        given["regex"] = pattern
+        given["stop"] = [*([stop] if isinstance(stop, str) else stop or ()), *ends] or None
+    return Gen(name, overrides(given))
+
+
+def gen_int(name: str | None = None, max_tokens: int | None = None, **sampling: Any) -> Gen | Select:
+    """`gen(dtype=int)`: digits, perhaps with a sign before them."""
+    return gen(name, max_tokens, dtype=int, **sampling)
+
+
+def gen_string(name: str | None = None, max_tokens: int | None = None, **sampling: Any) -> Gen | Select:
+    """`gen(dtype=str)`: a string in double quotes."""
+    return gen(name, max_tokens, dtype=str, **sampling)
 
 
 def select(
@@ -147,20 +247,14 @@ def _check_name(name: object) -> None:
 
 
 LATER: Mapping[str, str] = {
-    "regex": "constrained output",
-    "json_schema": "constrained output",
-    "stop_regex": "constrained output",
-    "dtype": "constrained output",
-    "return_logprob": "log-probabilities of outputs",
-    "logprob_start_len": "log-probabilities of outputs",
-    "top_logprobs_num": "log-probabilities of outputs",
-    "return_text_in_logprobs": "log-probabilities of outputs",
+    "logprob_start_len": "log-probabilities are of the output; remove it",
+    "return_text_in_logprobs": "the text is always there; remove it",
 }
 
 
 def _not_served(given: Mapping[str, object]) -> TypeError:
     name = next(iter(given))
     if name in LATER:
-        return TypeError(f"gen({name}=...) isn't served: the language has no {LATER[name]} yet; remove it")
-    known = {*NAMES, "name", "choices", "choices_method"}
+        return TypeError(f"gen({name}=...) isn't served: {LATER[name]}")
+    known = {*NAMES, "name", "choices", "choices_method", "dtype", "return_logprob", "top_logprobs_num"}
     return TypeError(f"gen() has no parameter {name!r}{closest(name, known)} it takes: {', '.join(sorted(known))}")

@@ -7,57 +7,23 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from lang.backends.base import Backend, Call, Tags
-from lang.primitives import Gen, Select
+from lang.backends.base import Backend, Tags
+from lang.calls import Calls
+from lang.output import Output
+from lang.program_run import Awaited, Growth, ProgramRun
 from lang.sampling import Sampling, overrides
 from lang.state import ProgramState
 
 if TYPE_CHECKING:
     from lang.function import Program
 
-
-@dataclass(eq=False, kw_only=True)
-class ProgramRun:
-    """One run of one program."""
-
-    name: str
-    program: Program
-    args: Mapping[str, Any]
-    tags: Tags
-    sampling: Sampling
-    """What its calls take for everything they don't set."""
-    started_at: float
-    """Seconds, as all times here."""
-    finished_at: float | None = None
-    status: Literal["running", "done", "failed", "cancelled"] = "running"
-    state: ProgramState = field(init=False)
-    error: BaseException | None = None
-    where: str = ""
-    """The program's own line that raised `error`: path:line."""
-    calls: list[Call] = field(default_factory=list)
-    """In the order sent, those of the programs it ran included."""
-    parent: ProgramRun | None = None
-    _waits_for: Call | ProgramRun | None = None
-    _greenlet: Any = None
-
-    @property
-    def due(self) -> float:
-        """When it should have started; when it did, if nobody said."""
-        return self.started_at if self.tags.due is None else self.tags.due
-
-    @property
-    def client(self) -> str:
-        return self.tags.client
-
-    @property
-    def finished(self) -> bool:
-        return self.status != "running"
+__all__ = ["ProgramRun", "Runner", "executing"]
 
 
 class Runner:
@@ -67,10 +33,11 @@ class Runner:
         self.backend = backend
         self._hub = getcurrent()
         self._ready: deque[ProgramRun] = deque()
-        self._open: dict[Call, ProgramRun] = {}
+        self.calls = Calls(backend, self._wake)
         self._running: set[ProgramRun] = set()
         self._finished: list[ProgramRun] = []
         self._started = 0
+        self._growths: list[Growth] = []
 
     @property
     def active(self) -> int:
@@ -106,18 +73,20 @@ class Runner:
 
     def step(self) -> list[ProgramRun]:
         """One step of the backend (none while nothing waits for it); the programs that finished since the last call."""
+        self.advance()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def advance(self) -> None:
+        """One step of the backend, and of the programs whose answers came. Nothing when no program runs."""
         self._hub = getcurrent()
-        if self._open:
-            for call in self.backend.step():
-                owner = self._open.pop(call, None)
-                if owner is not None and owner._waits_for is call:
-                    self._ready.append(owner)
+        if self.calls.open:
+            self.calls.take(self.backend.step())
+            self._wake_readers()
             self._drain()
         elif self._running:
             names = ", ".join(sorted(run.name for run in self._running)[:5])
             raise RuntimeError(f"programs wait, but none of their calls is under way: {names}")
-        finished, self._finished = self._finished, []
-        return finished
 
     def cancel(self, run: ProgramRun) -> None:
         """Ends the program where it waits (its `finally` blocks run) and aborts its calls.
@@ -128,10 +97,8 @@ class Runner:
             return
         if getcurrent() is run._greenlet:
             raise RuntimeError(f"program {run.name!r} can't cancel itself; return or raise instead")
-        for child in [other for other in self._running if other.parent is run]:
-            self.cancel(child)
         run.status = "cancelled"
-        self._abort_calls(run)
+        self._give_up(run)
         if run in self._ready:
             self._ready.remove(run)
         greenlet_ = run._greenlet
@@ -139,6 +106,76 @@ class Runner:
             greenlet_.parent = getcurrent()
             greenlet_.throw(GreenletExit)
         self._end(run)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Calls made within are sent at its end; what all of them begin with is cached first."""
+        with self.calls.together():
+            yield
+        self._drain()
+
+    # ---- what programs ask
+
+    def wait(self, on: Awaited) -> None:
+        """Until it is finished: gives way inside a program, steps the backend outside."""
+        inside = executing()
+        while not on.finished:
+            if inside is None or inside[0] is not self:
+                self.advance()
+                continue
+            run = inside[1]
+            if run.finished:
+                raise RuntimeError(f"program {run.name!r} was {run.status} before this call finished")
+            run._waits_for = on
+            on.waiters.append(run)
+            self._hub.switch()
+
+    def wait_for_more(self, output: Output, seen: int) -> None:
+        """Until there is more of its text than `seen` characters, or it is finished."""
+        self.watch(output)
+        growth = Growth(output, seen)
+        if not growth.finished:
+            self._growths.append(growth)
+            self.wait(growth)
+
+    def watch(self, output: Output) -> None:
+        """Its text is read while it grows."""
+        if not output.watched:
+            output.watched = True
+            if output.call is not None:
+                self.backend.watch(output.call)
+
+    def goes_on_elsewhere(self, run: ProgramRun) -> bool:
+        """The program isn't over, and it isn't the one that asks."""
+        inside = executing()
+        return not run.finished and (inside is None or inside[1] is not run)
+
+    def wait_for_other(self, run: ProgramRun) -> None:
+        """Until the program is over, unless it is the one that asks."""
+        if self.goes_on_elsewhere(run):
+            self.wait(run)
+
+    def let_go_on(self, run: ProgramRun) -> None:
+        """For a step; inside a program, which can't tell what others do, until the run is over."""
+        if executing() is None:
+            self.advance()
+        else:
+            self.wait(run)
+
+    def start_inside(
+        self,
+        outer: ProgramRun,
+        program: Program,
+        kwargs: Mapping[str, Any],
+        sampling: Mapping[str, Any] | None = None,
+    ) -> ProgramRun:
+        """Runs a program until it first waits; then `outer`, which called it, goes on."""
+        run = self._new(program, kwargs, self._tags_within(outer), sampling, parent=outer)
+        self._ready.appendleft(outer)
+        outer._waits_for = None
+        run._greenlet.parent = self._hub
+        run._greenlet.switch()
+        return run
 
     def run_inside(
         self,
@@ -149,16 +186,21 @@ class Runner:
         limit: int | None,
     ) -> list[ProgramRun]:
         """Runs programs, at most `limit` at a time, from within `outer`, which waits for all of them."""
-        tags = outer.tags._replace(due=None) if outer.calls else outer.tags
+        tags = self._tags_within(outer)
         runs: list[ProgramRun] = []
         for i, kwargs in enumerate(batch):
             if limit is not None and i >= limit:
-                self._wait(outer, runs[i - limit])
+                self.wait(runs[i - limit])
             runs.append(self._new(program, kwargs, tags, sampling, parent=outer))
             self._ready.append(runs[-1])
         for run in runs:
-            self._wait(outer, run)
+            self.wait(run)
         return runs
+
+    # ---- programs
+
+    def _tags_within(self, outer: ProgramRun) -> Tags:
+        return outer.tags._replace(due=None) if outer.calls else outer.tags
 
     def _new(
         self,
@@ -168,24 +210,26 @@ class Runner:
         sampling: Mapping[str, Any] | None,
         parent: ProgramRun | None = None,
     ) -> ProgramRun:
-        program.check(kwargs)
+        if parent is not None and parent.finished:
+            raise RuntimeError(f"program {parent.name!r} is over: it starts no others")
+        args = program.check(kwargs)
         tags = tags if tags.program else tags._replace(program=f"{program.name}-{self._started}")
         run = ProgramRun(
             name=tags.program,
             program=program,
-            args=kwargs,
+            args=args,
             tags=tags,
             sampling=Sampling(**overrides(sampling or {})),
             started_at=self.backend.clock.now(),
             parent=parent,
         )
         self._started += 1
-        run.state = ProgramState(
-            lambda expr, prompt: self._submit(run, expr, prompt), lambda call: self._wait(run, call)
-        )
+        run.state = ProgramState(self, run)
         run._greenlet = _RunGreenlet(lambda: self._body(run))
         run._greenlet.run_of = (self, run)
         self._running.add(run)
+        if parent is not None:
+            parent.children.append(run)
         return run
 
     def _drain(self) -> None:
@@ -201,6 +245,9 @@ class Runner:
         try:
             run.state.ret_value = run.program.fn(run.state, **run.args)
             run.state.text()
+            rest: list[Awaited] = [*run.outputs, *run.children]
+            for awaited in rest:  # nobody reads these: what went wrong there stays there
+                self.wait(awaited)
             if not run.finished:
                 run.status = "done"
         except (Exception, GreenletExit) as error:
@@ -214,15 +261,17 @@ class Runner:
     def _fail(self, run: ProgramRun, error: BaseException) -> None:
         if run.finished:  # cancelled: what its cleanup raises is of no interest
             return
-        run.status, run.error, run.state._error = "failed", error, error
+        run.status, run.error = "failed", error
         run.where = _own_line(run, error)
         error.add_note(f"in program {run.name!r}, {run.where}")
-        self._abort_calls(run)
+        self._give_up(run)
 
-    def _abort_calls(self, run: ProgramRun) -> None:
-        for call in [call for call, owner in self._open.items() if owner is run]:
-            self.backend.abort(call)
-            del self._open[call]
+    def _give_up(self, run: ProgramRun) -> None:
+        """Its calls and the programs it runs end with it."""
+        for child in run.children:
+            self.cancel(child)
+        for output in run.outputs:
+            self.calls.give_up(output, f"its program was {run.status}")
 
     def _end(self, run: ProgramRun) -> None:
         if run not in self._running:
@@ -231,32 +280,21 @@ class Runner:
         self._running.discard(run)
         if run.parent is None:
             self._finished.append(run)
-        elif run.parent._waits_for is run:
-            self._ready.append(run.parent)
+        self._wake(run)
 
-    def _submit(self, run: ProgramRun, expr: Gen | Select, prompt: str) -> Call:
-        if run.finished:
-            raise RuntimeError(f"program {run.name!r} is over: its state takes no more calls")
-        tags = run.tags if not run.calls else run.tags._replace(due=None)
-        if isinstance(expr, Gen):
-            sampling = run.sampling.over(expr.sampling)
-            call = self.backend.generate(expr.name, prompt, sampling, tags)
-        else:
-            call = self.backend.score(expr.name, prompt, expr.choices, expr.method, tags)
-        self._open[call] = run
-        owner: ProgramRun | None = run
-        while owner is not None:
-            owner.calls.append(call)
-            owner = owner.parent
-        return call
+    def _wake(self, awaited: Awaited) -> None:
+        for run in awaited.waiters:
+            if run._waits_for is awaited and not run.finished:
+                run._waits_for = None
+                self._ready.append(run)
+        awaited.waiters.clear()
 
-    def _wait(self, run: ProgramRun, on: Call | ProgramRun) -> None:
-        """Gives way until `on` is finished. Runs in the program."""
-        while not on.finished:
-            if run.finished:
-                raise RuntimeError(f"program {run.name!r} was {run.status} before this call finished")
-            run._waits_for = on
-            self._hub.switch()
+    def _wake_readers(self) -> None:
+        if self._growths:
+            for growth in self._growths:
+                if growth.finished:
+                    self._wake(growth)
+            self._growths = [growth for growth in self._growths if not growth.finished]
 
 
 class _RunGreenlet(greenlet):
@@ -270,7 +308,9 @@ def executing() -> tuple[Runner, ProgramRun] | None:
 
 
 def _own_line(run: ProgramRun, error: BaseException) -> str:
-    """path:line of the innermost frame in the program's own file."""
+    """path:line of the innermost frame in the program's own file, else of the call that failed."""
     own = run.program.fn.__code__.co_filename
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
-    return f"{own}:{frames[-1].lineno}" if frames else own
+    if frames:
+        return f"{own}:{frames[-1].lineno}"
+    return next((output.line for output in run.outputs if output.problem is error), own)

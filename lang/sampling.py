@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lang.schema import schema_text
+from lang.tools import Tool, tool_of
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -33,6 +36,18 @@ class Sampling:
     seed: int | None = None
     forced_output: tuple[int, ...] | None = None
     """Replay: these tokens come out, whatever the model says."""
+    regex: str | None = None
+    """The whole output matches it."""
+    json_schema: str | None = None
+    """JSON text: the output is JSON that this schema accepts."""
+    stop_regex: tuple[str, ...] = ()
+    """The output is cut just before the first match of one of these."""
+    logprobs: int | None = None
+    """None: none. k: the log-probability of each output token, and of the k likeliest."""
+    tools: tuple[Tool, ...] = ()
+    """What the model may ask to be called."""
+    tool_choice: str = "auto"
+    """auto, required, none, or the name of the tool to be called."""
 
     def over(self, values: Mapping[str, Any]) -> Sampling:
         """These values, with `values` in their place."""
@@ -47,6 +62,12 @@ def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in given.items() if value is not None}
     if "stop" in values:
         values["stop"] = _tuple_of(values["stop"], str, "stop", "a string or a list of strings")
+    if "stop_regex" in values:
+        values["stop_regex"] = _tuple_of(values["stop_regex"], str, "stop_regex", "a regex or a list of them")
+    if "tools" in values:
+        values["tools"] = tuple(tool_of(tool) for tool in values["tools"])
+    if "json_schema" in values:
+        values["json_schema"] = schema_text(values["json_schema"])
     if "stop_token_ids" in values:
         values["stop_token_ids"] = _tuple_of(values["stop_token_ids"], int, "stop_token_ids", "a list of token ids")
     if "forced_output" in values:

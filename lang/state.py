@@ -2,90 +2,276 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from lang.backends.base import Call, CallError
-from lang.primitives import Gen, Select, parts_of
+from lang.group import ProgramStateGroup
+from lang.output import Gathered, Output, Span, Trunk
+from lang.primitives import Gen, Select, assistant, parts_of, system, user
+from lang.prompt import Image, Piece, Prompt, RoleMark
 from lang.sampling import closest
+from lang.streaming import growing, growing_aside
+from lang.tools import ToolCall
 
-Submit = Callable[[Gen | Select, str], Call]
-Wait = Callable[[Call], None]
+if TYPE_CHECKING:
+    from lang.program_run import ProgramRun
+    from lang.runner import Runner
+
+_HERE = os.path.dirname(__file__) + os.sep
 
 
 class ProgramState:
     """The first argument of every program.
 
-    `s += text | gen(...) | select(...)` extends the prompt; `s["x"]` reads a variable, waiting for the call that makes
-    it. A call is sent as soon as its prompt is known, and the program goes on until it needs the answer.
+    `s += text | gen(...) | select(...) | image(...) | user(...)` extends the prompt; `s["x"]` reads a variable, waiting
+    for the call that makes it. A call is sent as soon as its prompt is known, and the program goes on until it reads an
+    answer that isn't there: until then nothing that goes wrong with a call is raised.
     """
 
-    def __init__(self, submit: Submit, wait: Wait) -> None:
-        self._submit = submit
-        self._wait = wait
-        self._parts: list[str | Call] = []
+    def __init__(self, runner: Runner, run: ProgramRun) -> None:
+        self._runner = runner
+        self._run = run
+        self._pieces: list[Piece | Output] = []
+        self._outputs: list[Output] = []
         self._variables: dict[str, Any] = {}
-        self._error: BaseException | None = None
+        self._role: str | None = None
+        self._scopes: list[list[Piece | Output]] = []
+        self._trunk: Trunk | None = None
+        self._closed = ""
         self.ret_value: Any = None
         """What the program returned."""
 
+    # ---- writing
+
     def __iadd__(self, part: object) -> ProgramState:
-        for piece in parts_of(part):
-            if isinstance(piece, Gen | Select):
-                call = self._submit(piece, self.text())
-                self._parts.append(call)
-                if piece.name is not None:
-                    self._variables[piece.name] = call
-            else:
-                assert isinstance(piece, str)
-                self._parts.append(piece)
+        if self._closed:
+            raise RuntimeError(f"this {self._closed}: nothing can be added to it")
+        if isinstance(part, ProgramState):
+            part._whole()
+        for piece in tuple(part._pieces) if isinstance(part, ProgramState) else parts_of(part):
+            self._add(piece)
         return self
 
+    def system(self, expr: object = None) -> Any:
+        """Adds a system message; without `expr`, a `with` block whose content it is."""
+        return self._in_role("system", expr)
+
+    def user(self, expr: object = None) -> Any:
+        """As `system`."""
+        return self._in_role("user", expr)
+
+    def assistant(self, expr: object = None) -> Any:
+        """As `system`."""
+        return self._in_role("assistant", expr)
+
+    def _in_role(self, role: str, expr: Any) -> Any:
+        if expr is None:
+            return self._role_block(role)
+        self += {"system": system, "user": user, "assistant": assistant}[role](expr)
+        return self
+
+    @contextmanager
+    def _role_block(self, role: str) -> Iterator[None]:
+        self._add(RoleMark(role, True))
+        yield
+        self._add(RoleMark(role, False))
+
+    @contextmanager
+    def var_scope(self, name: str) -> Iterator[None]:
+        """What is added in the block is the variable `name`: its text."""
+        scope: list[Piece | Output] = []
+        self._scopes.append(scope)
+        try:
+            yield
+        finally:
+            self._scopes.remove(scope)
+            self._variables[name] = Span(tuple(scope))
+
+    def fork(self, n: int = 1) -> ProgramStateGroup:
+        """`n` branches, each beginning with all that is here; their calls run side by side."""
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"fork({n!r}) is not allowed: it takes the number of branches, 1 or more")
+        trunk = Trunk(self._prefix()) if n > 1 and self._pieces else self._trunk
+        return ProgramStateGroup(self, [self._branch(trunk) for _ in range(n)])
+
+    @contextmanager
+    def copy(self) -> Iterator[ProgramState]:
+        """A branch to try something in; its new variables are gathered at the end of the block, as by `fork(1)`."""
+        group = self.fork(1)
+        try:
+            yield group[0]
+        finally:
+            group.join()
+
+    def _branch(self, trunk: Trunk | None) -> ProgramState:
+        branch = ProgramState(self._runner, self._run)
+        branch._pieces = list(self._pieces)
+        branch._outputs = list(self._outputs)
+        branch._variables = dict(self._variables)
+        branch._role = self._role
+        branch._trunk = trunk
+        return branch
+
+    # ---- reading
+
     def __getitem__(self, name: str) -> Any:
-        """The variable's value: text, or a list of texts for n > 1.
+        """The variable's value: text, a list of texts for n > 1, a list with one for each branch after a join.
 
         Raises KeyError when the program has none of that name, CallError when the call that makes it failed.
         """
-        value = self._variable(name)
-        if not isinstance(value, Call):
-            return value
-        self._done(value)
-        return list(value.texts) if len(value.texts) > 1 else value.text
+        return self._value(self._variable(name))
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._variables[name] = value
+
+    def set_var(self, name: str, value: Any) -> None:
+        """`s[name] = value`."""
+        self[name] = value
 
     def __contains__(self, name: str) -> bool:
         return name in self._variables
 
     def text(self) -> str:
         """The whole prompt with all outputs so far; waits for those on their way."""
-        joined = "".join(part if isinstance(part, str) else self._done(part).text for part in self._parts)
-        self._parts = [joined]
-        return joined
+        return self._settled().text(self._runner.backend.style)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages that have ended, as OpenAI writes them; empty without roles. Waits for outputs on their way."""
+        prompt = self._settled()
+        return [message.as_data() for message in prompt.messages() if not message.open] if prompt.has_roles else []
 
     def get_meta_info(self, name: str) -> dict[str, Any]:
         """Token counts, finish reason and scores of the call that made the variable (see `Call.meta`)."""
-        value = self._variable(name)
-        if not isinstance(value, Call):
-            raise KeyError(f"variable {name!r} was set by the program: no call made it, so it has no meta info")
-        return self._done(value).meta
+        return self._output(name, "meta info").done().meta
+
+    def tool_calls(self, name: str) -> tuple[ToolCall, ...]:
+        """What the model asked to be called in the output `name`."""
+        return self._output(name, "tool calls").done().tool_calls
+
+    def sync(self) -> None:
+        """Waits for all that is on its way. Raises nothing: see `error`."""
+        for output in self._outputs:
+            self._runner.wait(output)
 
     def error(self) -> BaseException | None:
-        """What ended the program early, or None."""
-        return self._error
+        """What went wrong in this stream (waits for it), or ended the program early. None if nothing did."""
+        self.sync()
+        first = next((output.problem for output in self._outputs if output.problem is not None), None)
+        return self._run.error if self._run.error is not None else first
+
+    def text_iter(self, name: str | None = None) -> Iterator[str]:
+        """The text as it grows: of the variable, or of the whole prompt."""
+        return growing(self, name)
+
+    def text_async_iter(self, name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
+        """The same in asyncio code, which has its turn between steps of the backend.
+
+        return_meta_data: gives pairs of text and meta info, which is empty until the output is there.
+        """
+        return growing_aside(self, name, return_meta_data)
+
+    # ---- within
+
+    def _add(self, piece: object) -> None:
+        if isinstance(piece, Gen | Select):
+            output = self._runner.calls.submit(self._run, piece, self._prefix(), _caller(), self._trunk)
+            self._outputs.append(output)
+            if piece.name is not None:
+                self._variables[piece.name] = output
+            piece = output
+        elif isinstance(piece, RoleMark):
+            self._turn(piece)
+        elif isinstance(piece, Output):
+            self._outputs.append(piece)
+        assert isinstance(piece, str | Image | RoleMark | Output)
+        self._pieces.append(piece)
+        for scope in self._scopes:
+            scope.append(piece)
+
+    def _turn(self, mark: RoleMark) -> None:
+        if mark.begins and self._role is not None:
+            raise ValueError(f"{mark.role}() inside {self._role}(): roles can't be nested; end {self._role}() first")
+        if not mark.begins and self._role != mark.role:
+            inside = f"inside {self._role}()" if self._role else "outside of any role"
+            raise ValueError(f"{mark.role}_end() {inside}: it ends what {mark.role}_begin() began")
+        self._role = mark.role if mark.begins else None
+
+    def _prefix(self) -> tuple[Piece | Output, ...]:
+        """All so far, texts joined and outputs that are there written in."""
+        if any(isinstance(piece, Output) and not (piece.finished and piece.problem is None) for piece in self._pieces):
+            return tuple(self._pieces)
+        self._pieces = list(self._known().pieces)
+        return tuple(self._pieces)
+
+    def _known(self) -> Prompt:
+        """Raises what went wrong with an output in it."""
+        return Prompt.of(piece.written if isinstance(piece, Output) else piece for piece in self._pieces)
+
+    def _settled(self) -> Prompt:
+        self._whole()
+        for piece in self._pieces:
+            if isinstance(piece, Output):
+                self._runner.wait(piece)
+        prompt = self._known()
+        self._pieces = list(prompt.pieces)
+        return prompt
+
+    def _so_far(self) -> tuple[str, Output | None]:
+        """The text as far as it has come, and the first output that has yet to come or never will."""
+        pieces: list[Piece] = []
+        last = None
+        for piece in self._pieces:
+            if isinstance(piece, Output):
+                pieces.append(piece.partial)
+                if not piece.finished or piece.problem is not None:
+                    last = piece
+                    break
+            else:
+                pieces.append(piece)
+        return Prompt.of(pieces).text(self._runner.backend.style), last
+
+    def _whole(self) -> None:
+        """Waits until the program has written all of it, unless it is the one that asks."""
+        self._runner.wait_for_other(self._run)
 
     def _variable(self, name: str) -> Any:
         if name not in self._variables:
-            if self._error is not None:
-                raise KeyError(f"no variable {name!r}: the program failed before it was made") from self._error
+            self._whole()
+        if name not in self._variables:
+            if self._run.error is not None:
+                raise KeyError(f"no variable {name!r}: the program failed before it was made") from self._run.error
             known = ", ".join(map(repr, self._variables)) or "none yet"
             raise KeyError(f"no variable {name!r}{closest(name, self._variables)} variables: {known}")
         return self._variables[name]
 
-    def _done(self, call: Call) -> Call:
-        if not call.finished:
-            self._wait(call)
-        if call.error is not None:
-            raise CallError(f"{call.name or 'an unnamed call'!r} failed: {call.error}")
-        return call
+    def _output(self, name: str, what: str) -> Output:
+        value = self._variable(name)
+        if not isinstance(value, Output):
+            raise KeyError(f"variable {name!r} was set by the program: no call made it, so it has no {what}")
+        self._runner.wait(value)
+        return value
+
+    def _value(self, held: Any) -> Any:
+        if isinstance(held, Output):
+            self._runner.wait(held)
+            return held.value()
+        if isinstance(held, Gathered):
+            return [self._value(value) for value in held.values]
+        if isinstance(held, Span):
+            for piece in held.pieces:
+                if isinstance(piece, Output):
+                    self._runner.wait(piece)
+            pieces = [piece.written if isinstance(piece, Output) else piece for piece in held.pieces]
+            return Prompt.of(pieces).text(self._runner.backend.style)
+        return held
+
+
+def _caller() -> tuple[str, int]:
+    """The line outside of this package that is being executed."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno

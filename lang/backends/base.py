@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from lang.capabilities import Capabilities, NotServed
 from lang.choices import ChoicesMethod
+from lang.prompt import PLAIN, ChatStyle, Prompt
 from lang.sampling import Sampling
+from lang.tools import ToolCall
+
+NOTHING = Prompt()
 
 
 class Clock(Protocol):
@@ -39,10 +45,21 @@ class Call:
     name: str | None
     """The variable."""
     prompt: str
+    """As text, roles written in the backend's style."""
+    request: Prompt = NOTHING
+    """The same, not yet written out."""
     tags: Tags
     finished: bool = False
+    partial: str = ""
+    """The output so far (of the first sample), where it streams. It only grows, and `text` begins with it."""
     texts: tuple[str, ...] = ()
     """The output: one text, or one for each of n samples. A select's is the choice taken."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the model asked to be called; the output's text is what stands around the calls."""
+    written: str | None = None
+    """What stands in the prompt that goes on, where that isn't the text: calls of tools included, say."""
+    logprobs: Any = None
+    """Where they were asked for: a list of `TokenLogprob`, one a token of the first sample."""
     meta: dict[str, Any] = field(default_factory=dict)
     """prompt_tokens, cached_tokens, completion_tokens (sums over its requests), finish_reason; a select adds
     choices, normalized_prompt_logprobs (mean a token, one a choice) and input_token_logprobs."""
@@ -55,20 +72,51 @@ class Call:
         return self.texts[0] if self.texts else ""
 
 
+class TokenLogprob(NamedTuple):
+    """One output token: its text, its id (None where the backend tells none), its log-probability (natural)."""
+
+    text: str
+    token: int | None
+    logprob: float
+    top: tuple[tuple[str, int | None, float], ...] = ()
+    """The likeliest (text, id, log-probability), likeliest first."""
+
+
 class Backend(Protocol):
-    """Accepts calls at once and works on all of them, one `step` at a time. One thread."""
+    """Accepts calls at once and works on all of them, one `step` at a time. One thread. Subclass it."""
 
-    @property
-    def clock(self) -> Clock: ...
+    clock: Clock
+    capabilities: Capabilities
+    style: ChatStyle = PLAIN
 
-    def generate(self, name: str | None, prompt: str, sampling: Sampling, tags: Tags) -> Call:
+    @abstractmethod
+    def generate(self, name: str | None, prompt: Prompt, sampling: Sampling, tags: Tags) -> Call:
         """Queues a generation. Raises ValueError, and queues nothing, when it can't be served."""
 
-    def score(self, name: str | None, prompt: str, choices: Sequence[str], method: ChoicesMethod, tags: Tags) -> Call:
+    @abstractmethod
+    def score(
+        self, name: str | None, prompt: Prompt, choices: Sequence[str], method: ChoicesMethod, tags: Tags
+    ) -> Call:
         """Queues the scoring of all `choices` after `prompt`. Raises as `generate` does."""
 
+    @abstractmethod
     def step(self) -> list[Call]:
         """Does a little of the work; the calls that ended since the last step, in an order that can be repeated."""
 
+    @abstractmethod
     def abort(self, call: Call) -> None:
         """Gives the call up; it is never returned by `step` after this. A finished call is left alone."""
+
+    def watch(self, call: Call) -> None:
+        """Somebody reads the call's `partial` from now on. Backends that fill it in anyway needn't care."""
+
+    def commit(self, prompt: Prompt, tags: Tags) -> None:
+        """Calls with this prefix follow: have it cached first. By default nothing happens."""
+
+    def hint(self, hint: object) -> None:
+        """Tells what is known of calls to come. By default nothing happens."""
+
+    def flush_cache(self) -> None:
+        """Forgets cached prefixes that no call under way uses. Raises NotServed where there is no cache to flush."""
+        name = self.capabilities.backend
+        raise NotServed(f"flush_cache() isn't served by {name}: its cache, if it has one, is its own business")

@@ -2,52 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.chat_template import load_chat_template
 from engine.clock import Clock
+from engine.constraints import Grammar, ToolChoice, json_schema, regex
+from engine.control_tokens import ControlTokens
+from engine.detokenizer import OutputText
 from engine.request import FinishReason, Request, RequestError, SamplingParams
-from lang.backends.base import Call, Tags
-from lang.choices import ChoiceScore, ChoicesMethod
-from lang.sampling import Sampling
+from engine.server.tool_calls import CallArguments, CallEnd, CallStart, Content, ToolCallParser
+from engine.server.tool_formats import HERMES, ToolFormat, choose_tool_format, make_tool
+from engine.tokenizer import Tokenizer
+from lang.backends.base import Backend, Call, Tags, TokenLogprob
+from lang.backends.scoring import Scoring, common_length
+from lang.capabilities import Capabilities, Feature
+from lang.chat_style import NoStyle, style_of
+from lang.choices import ChoicesMethod
+from lang.prompt import PLAIN, ChatStyle, Prompt, RoleMark
+from lang.sampling import NAMES, Sampling
+from lang.tools import ToolCall
 
 if TYPE_CHECKING:
     from engine.engine import Engine
 
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """A select under way. Its call's requests are the choices after the prompt, then perhaps the choices alone."""
-
-    choices: tuple[str, ...]
-    tokens: tuple[tuple[int, ...], ...]
-    """What is scored of each choice: the tokens from the first at which any choice leaves the prompt's own tokens."""
-    method: ChoicesMethod
+_SHARED = tuple(f.name for f in dataclasses.fields(SamplingParams) if f.name in NAMES)
+"""Sampling values that the engine knows by the same name."""
+_MISSING = {
+    Feature.IMAGES: "none of its models takes images; describe the picture in text",
+    Feature.HINTS: "its policies hear nothing from programs; run_batch and fork have their prefixes cached first",
+}
 
 
-class EngineBackend:
+class EngineBackend(Backend):
     """Calls are queued in the engine at once; a step is one of the engine's."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, style: ChatStyle | None = None) -> None:
+        """style: how roles are written; by default as the chat template of the model's tokenizer does, plain if it has
+        none. A template that can't be taken apart leaves the backend without roles until a style is given."""
         self.engine = engine
-        self._open: dict[Call, Scoring | None] = {}
+        self.clock: Clock = engine.clock
+        self._chat = _Chat(engine.tokenizer, style)
+        self.style = self._chat.style
+        self.capabilities = Capabilities("the engine", {**_MISSING, **self._chat.missing})
+        self._open: dict[Call, Scoring | ToolCallParser | None] = {}
+        """With what reads the answer."""
         self._call_of: dict[int, Call] = {}
         """By request id."""
+        self._growing: dict[Call, _Following] = {}
+        """Outputs that somebody reads while they grow."""
+        self._ends: dict[Call, list[_RegexEnd]] = {}
+        """Of outputs that end where a pattern matches, one a sample."""
 
-    @property
-    def clock(self) -> Clock:
-        return self.engine.clock
+    def generate(self, name: str | None, prompt: Prompt, sampling: Sampling, tags: Tags) -> Call:
+        """Tools are described in the system message (before all, without roles). Raises RequestError when the engine
+        can't serve it."""
+        grammar, parser = _grammar_of(sampling), None
+        if sampling.tools:
+            use = _ToolUse(sampling, self._chat.tool_format)
+            prompt, grammar, parser = use.told(prompt), use.grammar, use.parser
+        values = {name: getattr(sampling, name) for name in _SHARED}
+        params = SamplingParams(grammar=grammar, **values)
+        call = Call(name=name, prompt=prompt.text(self.style), request=prompt, tags=tags)
+        ends = [_pattern(text) for text in sampling.stop_regex]
+        call.requests = self.engine.add(self._chat.encode(prompt, call.prompt), params, **_placed(tags))
+        if ends:
+            self._ends[call] = [_RegexEnd(self._follow(request), ends) for request in call.requests]
+        return self._queue(call, parser)
 
-    def generate(self, name: str | None, prompt: str, sampling: Sampling, tags: Tags) -> Call:
-        """Raises RequestError when the engine can't serve it."""
-        call = Call(name=name, prompt=prompt, tags=tags)
-        params = SamplingParams(**{f.name: getattr(sampling, f.name) for f in dataclasses.fields(sampling)})
-        call.requests = self.engine.add(prompt, params, **_placed(tags))
-        return self._queue(call, None)
-
-    def score(self, name: str | None, prompt: str, choices: Sequence[str], method: ChoicesMethod, tags: Tags) -> Call:
+    def score(
+        self, name: str | None, prompt: Prompt, choices: Sequence[str], method: ChoicesMethod, tags: Tags
+    ) -> Call:
         """All choices go in together: the prompt is computed once and they share its KV.
 
         They are scored from the first token at which any of them differs from the prompt alone (a choice may merge with
@@ -56,11 +85,12 @@ class EngineBackend:
         tokenizer = self.engine.tokenizer
         if tokenizer is None:
             raise RequestError("select needs an engine with a tokenizer: its choices are text")
-        alone = list(tokenizer.encode(prompt))
-        joined = [list(tokenizer.encode(prompt + choice)) for choice in choices]
-        start = max(1, min(_common(alone, tokens) for tokens in joined))
+        text = prompt.text(self.style)
+        alone = self._chat.tokens(prompt, text)
+        joined = [self._chat.tokens(prompt + Prompt((choice,)), text + choice) for choice in choices]
+        start = max(1, min(common_length(alone, tokens) for tokens in joined))
         if any(len(tokens) <= start for tokens in joined):
-            raise RequestError(f"select after the prompt {prompt!r:.40}: a choice's first token has nothing before it")
+            raise RequestError(f"select after the prompt {text!r:.40}: a choice's first token has nothing before it")
         prompts = [(tokens, start) for tokens in joined]
         if method.needs_unconditional:
             before = list(tokenizer.encode(""))
@@ -70,7 +100,7 @@ class EngineBackend:
                     "none; use token_length_normalized"
                 )
             prompts += [(before + tokens[start:], len(before)) for tokens in joined]
-        call = Call(name=name, prompt=prompt, tags=tags)
+        call = Call(name=name, prompt=text, request=prompt, tags=tags)
         try:
             for tokens, first in prompts:
                 params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=first)
@@ -85,31 +115,68 @@ class EngineBackend:
         touched = dict.fromkeys(
             call for request in self.engine.step() if (call := self._call_of.pop(request.id, None)) is not None
         )
+        for call, ends in self._ends.items():
+            for end in ends:
+                if end.look() and not end.request.finished:
+                    self.engine.abort(end.request)
+                    touched[call] = None
         if not self.engine.has_work:  # requests that others aborted aren't reported
             touched |= self._open
-        return [call for call in touched if self._settle(call)]
+        ended = [call for call in touched if self._settle(call)]
+        for call, following in self._growing.items():
+            call.partial += following.new()
+        return ended
 
     def abort(self, call: Call) -> None:
-        self._open.pop(call, None)
+        self._forget(call)
         for request in call.requests:
-            self._call_of.pop(request.id, None)
             self.engine.abort(request)
 
-    def _queue(self, call: Call, scoring: Scoring | None) -> Call:
-        self._open[call] = scoring
+    def watch(self, call: Call) -> None:
+        """A select, and an output with tool calls or an end by `stop_regex`, come in one piece."""
+        if call in self._ends or self._open.get(call, call) is not None or self.engine.tokenizer is None:
+            return
+        self._growing[call] = following = self._follow(call.requests[0])
+        call.partial += following.new()
+
+    def commit(self, prompt: Prompt, tags: Tags) -> None:
+        """Computes the prefix, unless it is cached. One that can't be is left to the calls that begin with it, which
+        say why."""
+        with contextlib.suppress(ValueError):
+            tokens = self._chat.encode(prompt, prompt.text(self.style))
+            self.engine.add(tokens, SamplingParams(max_tokens=0), **_placed(tags))
+
+    def flush_cache(self) -> None:
+        self.engine.flush_cache()
+
+    def _queue(self, call: Call, reader: Scoring | ToolCallParser | None) -> Call:
+        self._open[call] = reader
         for request in call.requests:
             self._call_of[request.id] = call
         return call
+
+    def _forget(self, call: Call) -> None:
+        for known in (self._open, self._growing, self._ends):
+            known.pop(call, None)
+        for request in call.requests:
+            self._call_of.pop(request.id, None)
+
+    def _follow(self, request: Request) -> _Following:
+        params, tokenizer = request.params, self.engine.tokenizer
+        if tokenizer is None:
+            raise RequestError("this engine has no tokenizer, so that outputs have no text: read their tokens")
+        stop = params.stop if params.forced_output is None else ()
+        return _Following(request, OutputText(tokenizer, request.key.tolist(), stop, params.min_tokens))
 
     def _settle(self, call: Call) -> bool:
         """Fills the call in, once its last request has finished."""
         if call not in self._open or not all(request.finished for request in call.requests):
             return False
-        scoring = self._open.pop(call)
-        for request in call.requests:
-            self._call_of.pop(request.id, None)
+        reader = self._open[call]
+        cut = {end.request.id: end.text for end in self._ends.get(call, ()) if end.found}
+        self._forget(call)
         call.finished = True
-        call.error = next((why for request in call.requests if (why := _failure(request))), None)
+        call.error = next((why for one in call.requests if one.id not in cut and (why := _failure(one))), None)
         call.meta = {
             "prompt_tokens": sum(request.prompt_tokens for request in call.requests),
             "cached_tokens": sum(request.n_cached for request in call.requests),
@@ -117,29 +184,200 @@ class EngineBackend:
         }
         if call.error is not None:
             return True
-        if scoring is None:
-            call.texts = tuple(request.text for request in call.requests)
-            reasons = [_reason(request) for request in call.requests]
-            call.meta["finish_reason"] = reasons[0] if len(reasons) == 1 else reasons
-        else:
-            scores = _scores(scoring, call.requests)
-            call.texts = (scoring.choices[scoring.method.pick(scores)],)
-            call.meta["choices"] = scoring.choices
+        if isinstance(reader, Scoring):
+            logprobs = [tuple(entry.logprob for entry in request.prompt_logprobs) for request in call.requests]
+            scores = reader.scores(logprobs)
+            call.texts = (reader.choices[reader.method.pick(scores)],)
+            call.meta["choices"] = reader.choices
             call.meta["normalized_prompt_logprobs"] = [score.mean_logprob for score in scores]
             call.meta["input_token_logprobs"] = [list(score.logprobs) for score in scores]
+            return True
+        call.texts = tuple(cut.get(request.id, request.text) for request in call.requests)
+        reasons = ["stop" if request.id in cut else _reason(request) for request in call.requests]
+        call.meta["finish_reason"] = reasons[0] if len(reasons) == 1 else reasons
+        if reader is not None:
+            _read_calls(call, reader)
+        if call.requests[0].params.logprobs is not None:
+            self._add_logprobs(call)
         return True
+
+    def _add_logprobs(self, call: Call) -> None:
+        """Of the first sample. In the meta info as SGLang has them: (log-probability, token id, text)."""
+
+        def text(token: int) -> str:
+            tokenizer = self.engine.tokenizer
+            return "" if tokenizer is None else tokenizer.token_bytes(token).decode("utf-8", errors="replace")
+
+        call.logprobs = [
+            TokenLogprob(text(one.token), one.token, one.logprob, tuple((text(t), t, value) for t, value in one.top))
+            for one in call.requests[0].logprobs
+        ]
+        call.meta["output_token_logprobs"] = [(one.logprob, one.token, one.text) for one in call.logprobs]
+        call.meta["output_top_logprobs"] = [
+            [(value, token, said) for said, token, value in one.top] for one in call.logprobs
+        ]
+
+
+class _Following:
+    """Reads a request's output as it comes."""
+
+    def __init__(self, request: Request, text: OutputText) -> None:
+        self.request = request
+        self._text = text
+        self._n_taken = 0
+
+    def new(self) -> str:
+        """What came since the last time; nothing once the request has finished."""
+        if self.request.finished or self.request.output_tokens <= self._n_taken:
+            return ""
+        tokens = self.request.output[self._n_taken :]
+        self._n_taken += len(tokens)
+        return "".join(map(self._text.push, tokens))
+
+
+class _RegexEnd:
+    """Cuts an output before the first match of a pattern, looked for after every token."""
+
+    def __init__(self, following: _Following, patterns: Sequence[re.Pattern[str]]) -> None:
+        self.request = following.request
+        self.text = ""
+        self.found = False
+        self._following = following
+        self._patterns = patterns
+
+    def look(self) -> bool:
+        """A pattern was found."""
+        if not self.found:
+            self.text = self.request.text if self.request.finished else self.text + self._following.new()
+            starts = [match.start() for pattern in self._patterns if (match := pattern.search(self.text))]
+            if starts:
+                self.found, self.text = True, self.text[: min(starts)]
+        return self.found
+
+
+class _Chat:
+    """How this model's prompts are written and become tokens."""
+
+    def __init__(self, tokenizer: Tokenizer | None, style: ChatStyle | None) -> None:
+        self._tokenizer = tokenizer
+        self.missing: dict[Feature, str] = {}
+        """CHAT, where the template can't be taken apart."""
+        self.tool_format: ToolFormat = HERMES
+        self.style = PLAIN if style is None else style
+        self._control: ControlTokens | None = None
+        if tokenizer is None:
+            return
+        if tokenizer.chat_templates:
+            template = load_chat_template(tokenizer)
+            self.tool_format = choose_tool_format(None, template.source)
+            if style is None:
+                bos = tokenizer.special_tokens.get("bos_token", "")
+                try:
+                    self.style = style_of(template.render, f"the chat template of {template.origin}", bos)
+                except NoStyle as error:
+                    self.missing[Feature.CHAT] = str(error)
+        if self.style is not PLAIN:
+            told = [self.style.start, self.style.default_system, *self.style.begin.values(), *self.style.end.values()]
+            self._control = ControlTokens(tokenizer, "\0".join(told))
+        self._head = () if style is None else tuple(tokenizer.encode(""))
+        """What the style itself doesn't begin with: a template says all."""
+
+    def encode(self, prompt: Prompt, text: str) -> str | list[int]:
+        """For the engine. `text` is the prompt, written.
+
+        Text of a control token inside a message stays text. Raises RequestError where it can't.
+        """
+        if self._control is None or not prompt.has_roles:
+            return text
+        marked = Prompt(
+            tuple(self._control.mark(piece).value if isinstance(piece, str) else piece for piece in prompt.pieces)
+        ).text(self.style)
+        bos = self._tokenizer.special_tokens.get("bos_token") if self._tokenizer is not None else None
+        head = () if bos and text.startswith(bos) else self._head
+        return [*head, *self._control.encode(marked)]
+
+    def tokens(self, prompt: Prompt, text: str) -> list[int]:
+        encoded = self.encode(prompt, text)
+        if isinstance(encoded, str):
+            assert self._tokenizer is not None
+            return list(self._tokenizer.encode(encoded))
+        return encoded
+
+
+class _ToolUse:
+    """Raises RequestError for a tool that can't be used."""
+
+    def __init__(self, sampling: Sampling, tool_format: ToolFormat) -> None:
+        self._format = tool_format
+        self._offered = [make_tool(tool.name, tool.description, json.loads(tool.parameters)) for tool in sampling.tools]
+        self.grammar: Grammar | None = None
+        self.parser: ToolCallParser | None = None
+        choice, names = sampling.tool_choice, [tool.name for tool in self._offered]
+        if choice not in ("auto", "required", "none", *names):
+            raise RequestError(
+                f"tool_choice={choice!r} is not allowed: it must be auto, required, none or one of {', '.join(names)}"
+            )
+        if choice != "none":
+            only = [tool for tool in self._offered if choice in ("auto", "required", tool.name)]
+            how = ToolChoice.AUTO if choice == "auto" else ToolChoice.REQUIRED
+            self.grammar = tool_format.grammar(only, how)
+            self.parser = ToolCallParser(tool_format)
+
+    def told(self, prompt: Prompt) -> Prompt:
+        """The prompt with the tools described: at the end of the first system message, or before everything."""
+        description = self._format.describe(self._offered)
+        pieces = prompt.pieces
+        end = RoleMark("system", False)
+        if end in pieces:
+            at = pieces.index(end)
+            return Prompt.of((*pieces[:at], f"\n\n{description}", *pieces[at:]))
+        if prompt.has_roles:
+            return Prompt.of((RoleMark("system", True), description, end, *pieces))
+        return Prompt.of((f"{description}\n\n", *pieces))
+
+
+def _grammar_of(sampling: Sampling) -> Grammar | None:
+    shapes = {"regex": sampling.regex, "json_schema": sampling.json_schema, "tools": sampling.tools or None}
+    given = [name for name, value in shapes.items() if value is not None]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)} each say what the output looks like: give one of them")
+    if sampling.regex is not None:
+        return regex(sampling.regex)
+    return None if sampling.json_schema is None else json_schema(sampling.json_schema)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise RequestError(f"stop_regex={text!r} is no regular expression of Python's: {error}") from None
+
+
+def _read_calls(call: Call, parser: ToolCallParser) -> None:
+    """Splits the output into what is said and what is called; a call that was cut off is left out."""
+    call.written = call.text
+    said: list[str] = []
+    calls: dict[int, ToolCall] = {}
+    arguments: dict[int, str] = {}
+    for event in [*parser.push(call.text), *parser.finish()]:
+        match event:
+            case Content(text):
+                said.append(text)
+            case CallStart(number, id, name):
+                calls[number], arguments[number] = ToolCall(id, name, {}), ""
+            case CallArguments(number, text):
+                arguments[number] += text
+            case CallEnd(number, complete):
+                if complete:
+                    calls[number] = calls[number]._replace(arguments=json.loads(arguments[number]))
+                else:
+                    del calls[number]
+    call.texts = ("".join(said), *call.texts[1:])
+    call.tool_calls = tuple(calls.values())
 
 
 def _placed(tags: Tags) -> Mapping[str, Any]:
     return tags._asdict()
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    for i, (x, y) in enumerate(zip(a, b)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
 
 
 def _reason(request: Request) -> str:
@@ -152,13 +390,3 @@ def _failure(request: Request) -> str | None:
     if request.finish_reason is FinishReason.ERROR:
         return request.error or "the engine gave no reason"
     return None
-
-
-def _scores(scoring: Scoring, requests: Sequence[Request]) -> list[ChoiceScore]:
-    n = len(scoring.choices)
-    logprobs = [tuple(entry.logprob for entry in request.prompt_logprobs) for request in requests]
-    alone = logprobs[n:] or [()] * n
-    return [
-        ChoiceScore(choice, tokens, given, without)
-        for choice, tokens, given, without in zip(scoring.choices, scoring.tokens, logprobs, alone)
-    ]

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 
-from lang.backends.base import Call, Tags
+from lang.backends.base import Backend, Call, Tags
+from lang.capabilities import Capabilities, Feature
 from lang.choices import ChoiceScore, ChoicesMethod
+from lang.prompt import Prompt
 from lang.sampling import Sampling
+from lang.tools import ToolCall
 
 Reply = Callable[[str], str]
+Calls = Callable[[str], Sequence[ToolCall]]
 ChoiceLogprobs = Callable[[str, str], Sequence[float]]
 
 
 def say_ok(_prompt: str) -> str:
     return "ok"
+
+
+def call_nothing(_prompt: str) -> Sequence[ToolCall]:
+    return ()
 
 
 def by_word_length(_prompt: str, choice: str) -> list[float]:
@@ -30,11 +40,13 @@ class StepClock:
         return float(self.steps)
 
 
-class MockBackend:
+class MockBackend(Backend):
     """Answers each call `steps_per_call` steps after it came (a number, or a function of the prompt).
 
-    `reply(prompt)` is the output, cut at the first stop string and after `max_tokens` words; `logprobs(prompt, choice)`
-    gives a choice's log-probabilities, one a word. By default outputs are "ok" and shorter words are likelier.
+    `reply(prompt)` is the output, cut at the first stop string and after `max_tokens` words; `calls(prompt)` are the
+    tool calls with it, where tools are offered; `logprobs(prompt, choice)` gives a choice's log-probabilities, one a
+    word. By default outputs are "ok" and shorter words are likelier. A reply that isn't what `regex` or `json_schema`
+    ask for is the call's error; the schema itself isn't looked at. Outputs grow by equal parts, one a step.
     """
 
     def __init__(
@@ -42,45 +54,70 @@ class MockBackend:
         reply: Reply = say_ok,
         logprobs: ChoiceLogprobs = by_word_length,
         steps_per_call: int | Callable[[str], int] = 1,
+        calls: Calls = call_nothing,
     ) -> None:
+        self.capabilities = Capabilities(
+            "the mock",
+            {
+                Feature.LOGPROBS: "it has no model; use EngineBackend",
+                Feature.FORCED_OUTPUT: "it has no tokens; let its reply say what comes",
+            },
+        )
         self.clock = StepClock()
         self.log: list[Call] = []
         """Every call, in the order it came."""
         self.aborted: list[Call] = []
+        self.committed: list[Prompt] = []
+        """The prefixes it was told to cache."""
+        self._calls = calls
         self._reply = reply
         self._logprobs = logprobs
         self._latency = steps_per_call
         self._left: dict[Call, int] = {}
+        self._watched: list[Call] = []
 
-    def generate(self, name: str | None, prompt: str, sampling: Sampling, tags: Tags) -> Call:
-        text = self._reply(prompt)
+    def generate(self, name: str | None, prompt: Prompt, sampling: Sampling, tags: Tags) -> Call:
+        asked = prompt.text(self.style)
+        text = self._reply(asked)
         for stop in sampling.stop:
             text = text.split(stop)[0]
+        for pattern in sampling.stop_regex:
+            text = re.split(pattern, text, maxsplit=1)[0]
         words = text.split(" ")
         reason = "length" if len(words) > sampling.max_tokens else "stop"
         text = " ".join(words[: sampling.max_tokens])
-        counts = _counts(prompt, sampling.n * len(words[: sampling.max_tokens]))
-        meta = {**counts, "finish_reason": reason}
-        return self._queue(Call(name=name, prompt=prompt, tags=tags, texts=(text,) * sampling.n, meta=meta))
+        call = Call(name=name, prompt=asked, request=prompt, tags=tags, texts=(text,) * sampling.n)
+        call.meta = {**_counts(asked, sampling.n * len(words[: sampling.max_tokens])), "finish_reason": reason}
+        if sampling.tools and sampling.tool_choice != "none":
+            call.tool_calls = tuple(self._calls(asked))
+        call.error = _unlike(text, sampling)
+        return self._queue(call)
 
-    def score(self, name: str | None, prompt: str, choices: Sequence[str], method: ChoicesMethod, tags: Tags) -> Call:
+    def score(
+        self, name: str | None, prompt: Prompt, choices: Sequence[str], method: ChoicesMethod, tags: Tags
+    ) -> Call:
+        asked = prompt.text(self.style)
         scores = []
         for choice in choices:
-            given, alone = tuple(self._logprobs(prompt, choice)), tuple(self._logprobs("", choice))
+            given, alone = tuple(self._logprobs(asked, choice)), tuple(self._logprobs("", choice))
             tokens = tuple(hash_of(word) for word in choice.split() or [choice])
             scores.append(ChoiceScore(choice, tokens, given, alone))
         meta = {
-            **_counts(prompt, 0),
+            **_counts(asked, 0),
             "choices": tuple(choices),
             "normalized_prompt_logprobs": [score.mean_logprob for score in scores],
             "input_token_logprobs": [list(score.logprobs) for score in scores],
         }
         picked = choices[method.pick(scores)]
-        return self._queue(Call(name=name, prompt=prompt, tags=tags, texts=(picked,), meta=meta))
+        return self._queue(Call(name=name, prompt=asked, request=prompt, tags=tags, texts=(picked,), meta=meta))
 
     def step(self) -> list[Call]:
         self.clock.steps += 1
         self._left = {call: left - 1 for call, left in self._left.items()}
+        self._watched = [call for call in self._watched if call in self._left]
+        for call in self._watched:
+            steps = self._steps_of(call)
+            call.partial = call.text[: len(call.text) * (steps - self._left[call]) // steps]
         ended = [call for call, left in self._left.items() if left <= 0]
         for call in ended:
             del self._left[call]
@@ -91,10 +128,34 @@ class MockBackend:
         if self._left.pop(call, None) is not None:
             self.aborted.append(call)
 
+    def watch(self, call: Call) -> None:
+        self._watched.append(call)
+
+    def commit(self, prompt: Prompt, tags: Tags) -> None:
+        self.committed.append(prompt)
+
+    def flush_cache(self) -> None:
+        """There is none: every answer is computed afresh."""
+
     def _queue(self, call: Call) -> Call:
         self.log.append(call)
-        self._left[call] = self._latency if isinstance(self._latency, int) else self._latency(call.prompt)
+        self._left[call] = self._steps_of(call)
         return call
+
+    def _steps_of(self, call: Call) -> int:
+        return self._latency if isinstance(self._latency, int) else self._latency(call.prompt)
+
+
+def _unlike(text: str, sampling: Sampling) -> str | None:
+    """What is wrong with the text, if anything is."""
+    if sampling.regex is not None and not re.fullmatch(sampling.regex, text):
+        return f"the mock's reply {text!r:.60} doesn't match {sampling.regex!r}"
+    if sampling.json_schema is not None:
+        try:
+            json.loads(text)
+        except ValueError:
+            return f"the mock's reply {text!r:.60} isn't JSON"
+    return None
 
 
 def hash_of(word: str) -> int:

@@ -37,14 +37,16 @@ def test_a_program_goes_on_until_it_needs_an_answer():
         s += sgl.gen("y")
         seen.append("after the second gen")
 
-    runner = sgl.Runner(MockBackend())
+    backend = MockBackend()
+    runner = sgl.Runner(backend)
     run = runner.start(program, {})
-    assert seen == ["after gen", "after text"]
+    assert seen == ["after gen", "after text", "after the second gen"], "it read nothing"
+    assert [call.name for call in backend.log] == ["x"], "y goes out when its prompt is known"
     assert runner.step() == []
-    assert seen[-1] == "after the second gen"
     assert not run.finished, "a program isn't over before its last call is"
     assert runner.step() == [run]
     assert run.state.text() == "aok bok"
+    assert backend.log[1].prompt == "aok b"
 
 
 def test_variables():
@@ -102,7 +104,7 @@ def test_what_a_call_sets_goes_before_what_the_run_sets():
     assert (asked[3].temperature, asked[3].max_tokens) == (1.0, 128), "SGLang's defaults"
 
 
-@pytest.mark.parametrize("name", ["regex", "json_schema", "stop_regex", "dtype", "return_logprob", "top_logprobs_num"])
+@pytest.mark.parametrize("name", ["logprob_start_len", "return_text_in_logprobs"])
 def test_a_parameter_that_is_not_served_is_refused(name):
     with pytest.raises(TypeError, match=rf"gen\({name}=...\) isn't served"):
         sgl.gen("x", **{name: "anything"})

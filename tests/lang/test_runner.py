@@ -112,7 +112,7 @@ class Refusing(MockBackend):
     """Refuses prompts with "long" in them; fails calls with "doomed" in them after it took them."""
 
     def generate(self, name, prompt, sampling, tags):
-        if "long" in prompt:
+        if "long" in prompt.text():
             raise ValueError("prompt of 9 tokens: at most 8 fit; shorten it")
         return super().generate(name, prompt, sampling, tags)
 
@@ -124,19 +124,27 @@ class Refusing(MockBackend):
         return ended
 
 
-def test_a_refused_call_raises_where_it_is_made():
+def test_a_refused_call_raises_where_it_is_read():
     caught = []
 
     @sgl.function
     def program(s):
-        try:
-            s += "too long" + sgl.gen("a")
-        except ValueError as error:
-            caught.append(str(error))
+        with s.copy() as attempt:
+            attempt += "too long" + sgl.gen("a")
+            try:
+                attempt["a"]
+            except ValueError as error:
+                caught.append(error)
         return "went on"
 
     assert program.run(backend=Refusing()).ret_value == "went on"
-    assert caught == ["prompt of 9 tokens: at most 8 fit; shorten it"]
+    (error,) = caught
+    assert str(error) == "prompt of 9 tokens: at most 8 fit; shorten it"
+    (note,) = error.__notes__
+    path, _, line = note.removeprefix("the call was made at ").rpartition(":")
+    assert path == __file__
+    with open(__file__) as source:
+        assert "attempt += " in source.readlines()[int(line) - 1]
     with pytest.raises(ValueError, match="at most 8 fit"):
         chain.run(n=1, tag="long", backend=Refusing())
 
@@ -163,7 +171,7 @@ def test_cancelling_aborts_the_calls_and_runs_the_cleanup():
     run, other = runner.start(program, {}), runner.start(chain, {"n": 1})
     runner.step()
     runner.cancel(run)
-    assert cleaned == [False]
+    assert cleaned == [True]
     assert [call.name for call in backend.aborted] == ["x"]
     assert (run.status, run.error, runner.active) == ("cancelled", None, 1)
     assert run_all(runner) == [run, other]
@@ -239,7 +247,7 @@ def test_a_backend_that_loses_a_call_is_found_out():
     runner = sgl.Runner(Forgetful())
     run = runner.start(chain, {"n": 1})
     runner.step()
-    runner._open.clear()
+    runner.calls.open.clear()
     with pytest.raises(RuntimeError, match=run.name):
         runner.step()
 

@@ -1,0 +1,80 @@
+"""One run of a program, and what it can wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from lang.backends.base import Call, Tags
+from lang.output import Output
+from lang.sampling import Sampling
+
+if TYPE_CHECKING:
+    from lang.function import Program
+    from lang.state import ProgramState
+
+
+class Awaited(Protocol):
+    """What a program can wait for."""
+
+    waiters: list[ProgramRun]
+
+    @property
+    def finished(self) -> bool: ...
+
+
+@dataclass(eq=False, kw_only=True)
+class ProgramRun:
+    """One run of one program."""
+
+    name: str
+    program: Program
+    args: Mapping[str, Any]
+    tags: Tags
+    sampling: Sampling
+    """What its calls take for everything they don't set."""
+    started_at: float
+    """Seconds, as all times here."""
+    finished_at: float | None = None
+    status: Literal["running", "done", "failed", "cancelled"] = "running"
+    state: ProgramState = field(init=False)
+    error: BaseException | None = None
+    where: str = ""
+    """The program's own line that raised `error`: path:line."""
+    calls: list[Call] = field(default_factory=list)
+    """In the order sent, those of the programs it ran included."""
+    parent: ProgramRun | None = None
+    children: list[ProgramRun] = field(default_factory=list)
+    """The programs it ran."""
+    outputs: list[Output] = field(default_factory=list)
+    """Of all its streams, in the order written."""
+    waiters: list[ProgramRun] = field(default_factory=list)
+    _waits_for: Awaited | None = None
+    _greenlet: Any = None
+
+    @property
+    def due(self) -> float:
+        """When it should have started; when it did, if nobody said."""
+        return self.started_at if self.tags.due is None else self.tags.due
+
+    @property
+    def client(self) -> str:
+        return self.tags.client
+
+    @property
+    def finished(self) -> bool:
+        return self.status != "running"
+
+
+class Growth:
+    """More text of an output than was seen, or its end."""
+
+    def __init__(self, output: Output, seen: int) -> None:
+        self.output = output
+        self.waiters: list[ProgramRun] = []
+        self._seen = seen
+
+    @property
+    def finished(self) -> bool:
+        return self.output.finished or len(self.output.partial) > self._seen
