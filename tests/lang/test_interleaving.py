@@ -12,6 +12,9 @@ STEPS = st.one_of(
     st.tuples(st.just("select"), st.sampled_from(["x", "z"])),
     st.tuples(st.just("read"), st.sampled_from(["x", "y", "z"])),
     st.tuples(st.just("child"), st.integers(1, 3)),
+    st.tuples(st.just("call"), st.integers(1, 3)),
+    st.tuples(st.just("fork"), st.integers(1, 3)),
+    st.tuples(st.just("stream"), st.sampled_from(["x", "y"])),
 )
 CHOICES = ("one", "two", "three")
 
@@ -43,6 +46,15 @@ def scripted(s, script):
         elif kind == "child":
             for state in child.run_batch([{"i": i} for i in range(value)]):
                 s += state["answer"]
+        elif kind == "call":
+            for state in [child(i) for i in range(value)]:
+                s += state
+        elif kind == "fork":
+            forks = s.fork(value)
+            forks += lambda i: f"branch {i}" + sgl.gen("b") + sgl.gen("c")
+            s += "".join(branch["c"] for branch in forks)
+        elif kind == "stream" and value in s:
+            s += "".join(s.text_iter(value))
 
 
 def by_hand(script):
@@ -62,6 +74,13 @@ def by_hand(script):
             text += variables[value].upper()
         elif kind == "child":
             text += "".join(reply(f"child {i}") for i in range(value))
+        elif kind == "call":
+            text += "".join(f"child {i}" + reply(f"child {i}") for i in range(value))
+        elif kind == "fork":
+            starts = [f"{text}branch {i}" for i in range(value)]
+            text += "".join(reply(start + reply(start)) for start in starts)
+        elif kind == "stream" and value in variables:
+            text += variables[value]
     return text
 
 
