@@ -12,6 +12,7 @@ from lang.output import Output, Trunk
 from lang.primitives import Gen, Select
 from lang.program_run import Awaited, ProgramRun
 from lang.prompt import Piece, Prompt
+from lang.sampling import Sampling
 
 COMMON_PREFIX = 64
 """Characters from which the common prefix of a batch is worth a request of its own (SGLang's number)."""
@@ -40,9 +41,10 @@ class Calls:
         """
         if run.finished:
             raise RuntimeError(f"program {run.name!r} is over: its state takes no more calls")
+        sampling = run.sampling.over(expr.sampling) if isinstance(expr, Gen) else run.sampling
         if self._backend.capabilities.missing:
-            self._check(run, expr, prefix)
-        output = Output(expr, run, where, prefix, trunk)
+            self._check(expr, sampling, prefix)
+        output = Output(expr, sampling, run, where, prefix, trunk)
         run.outputs.append(output)
         before = next((piece for piece in reversed(prefix) if isinstance(piece, Output)), None)
         if before is not None and not before.finished:
@@ -89,11 +91,11 @@ class Calls:
         output.fail(CallError(f"{output.name} was given up: {why}"))
         self.ended(output)
 
-    def _check(self, run: ProgramRun, expr: Gen | Select, prefix: tuple[Piece | Output, ...]) -> None:
+    def _check(self, expr: Gen | Select, sampling: Sampling, prefix: tuple[Piece | Output, ...]) -> None:
         """Raises NotServed."""
         prompt = Prompt(tuple("..." if isinstance(piece, Output) else piece for piece in prefix))
         if isinstance(expr, Gen):
-            asked = features_of(prompt, run.sampling.over(expr.sampling))
+            asked = features_of(prompt, sampling)
         else:
             asked = features_of_select(prompt)
         for feature, what in asked:
@@ -111,7 +113,7 @@ class Calls:
             if output.trunk is not None and not output.trunk.committed:
                 self._commit(output.trunk, tags)
             if isinstance(expr, Gen):
-                call = self._backend.generate(expr.name, prompt, run.sampling.over(expr.sampling), tags)
+                call = self._backend.generate(expr.name, prompt, output.sampling, tags)
             else:
                 call = self._backend.score(expr.name, prompt, expr.choices, expr.method, tags)
         except Lost as lost:

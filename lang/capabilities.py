@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from lang.prompt import Prompt, RoleMark
 from lang.sampling import Sampling
@@ -99,11 +100,12 @@ _SET_BY: Mapping[str, Feature] = {
     "ignore_eos": Feature.IGNORE_EOS,
     "forced_output": Feature.FORCED_OUTPUT,
 }
-_DEFAULTS = Sampling()
+_values = attrgetter(*_SET_BY)
+_DEFAULTS = _values(Sampling())
 
 
 def _of_sampling(sampling: Sampling) -> Iterator[tuple[Feature, str]]:
-    for name, feature in _SET_BY.items():
-        if getattr(sampling, name) != getattr(_DEFAULTS, name):
+    for (name, feature), value, default in zip(_SET_BY.items(), _values(sampling), _DEFAULTS):
+        if value != default:
             asked = "gen(regex=...) or gen(dtype=...)" if name == "regex" else f"gen({name}=...)"
             yield feature, asked

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lang.backends.base import Call
 from lang.primitives import Gen, Select
 from lang.prompt import Piece
+from lang.sampling import Sampling
 
 if TYPE_CHECKING:
     from lang.program_run import ProgramRun
@@ -27,6 +28,8 @@ class Output:
     """Waits for the last unfinished output before it, then for its own call."""
 
     expr: Gen | Select
+    sampling: Sampling
+    """Of a gen: what it set, and what the run sets."""
     run: ProgramRun
     where: tuple[str, int]
     """The program's own line: path and number."""
