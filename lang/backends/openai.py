@@ -98,6 +98,8 @@ class OpenAIBackend(ApiBackend):
             return self._scoring(prompt.text(self.style), choices, method)
         check_method(method, self.capabilities.backend)
         fields = sampled(Sampling(temperature=0, max_tokens=room(choices)), chat=self._chat, hosted=self._hosted)
+        if self._hosted:  # the schema bounds what is said, and what some of its models think before counts too
+            fields.pop("max_completion_tokens", None)
         extra: dict[str, Any] = {}
         if self._select == "schema":
             fields["response_format"] = response_format(choice_schema(choices), "choice")

@@ -84,12 +84,30 @@ def test_what_a_chat_cant_say_is_refused_before_anything_is_sent(says: Says, pro
         assert server.bodies == []
 
 
+def as_if_hosted(server: ScriptedServer) -> OpenAIBackend:
+    """Made for OpenAI's own address, but asks the server."""
+    client = openai.AsyncOpenAI(base_url="https://api.openai.com/v1", api_key="k")
+    backend = OpenAIBackend("gpt-5.2", client=client)
+    client.base_url = server.url
+    return backend
+
+
+def test_a_select_at_openai_leaves_room_to_think(says: Says) -> None:
+    said = [openai_chunk('{"choice": "Lima"}', "stop")]
+    server = says(Reply(body=said))
+    with as_if_hosted(server) as backend:
+        assert text_of(select(backend, ["Lima", "Cusco"])) == "Lima"
+    body = sent(server)
+    assert not {"max_tokens", "max_completion_tokens"} & set(body)
+    schema = body["response_format"]["json_schema"]
+    assert schema["strict"]
+    assert schema["schema"]["properties"] == {"choice": {"type": "string", "enum": ["Lima", "Cusco"]}}
+
+
 def test_only_what_was_asked_for_is_sent_to_openai_itself(says: Says) -> None:
     """Some of its models refuse even default values, and the older name of max_completion_tokens."""
     server = says(Reply(body=WHOLE[OPENAI]))
-    client = openai.AsyncOpenAI(base_url="https://api.openai.com/v1", api_key="k")
-    with OpenAIBackend("gpt-5.2", client=client) as backend:
-        client.base_url = server.url  # where it would go is decided when the backend is made
+    with as_if_hosted(server) as backend:
         text_of(gen(backend, seed=3, stop="\n"))
     assert sent(server) == {
         "model": "gpt-5.2",
