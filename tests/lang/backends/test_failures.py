@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -247,3 +248,12 @@ def test_a_given_client_is_used_as_it_is(says: Says) -> None:
         OpenAIBackend("m", client=openai.OpenAI(api_key="k"))
     with pytest.raises(TypeError, match="AsyncAnthropic"):
         AnthropicBackend("m", client=anthropic.Anthropic(api_key="k"))
+
+
+@pytest.mark.parametrize(("library", "make"), [("openai", OpenAIBackend), ("anthropic", AnthropicBackend)])
+def test_without_the_client_library_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, library: str, make: Callable[..., ApiBackend]
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"pip install 'radixlab\[{library}\]'"):
+        make("m", api_key="k")
