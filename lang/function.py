@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, overload
-
-from rich.progress import Progress
 
 from lang.backends.base import Backend
 from lang.program_run import ProgramRun
@@ -214,12 +213,11 @@ class Program:
             while len(runs) < len(batch) and (limit is None or runner.active < limit):
                 runs.append(runner.start(self, batch[len(runs)], name=f"{self.name}-{len(runs)}", sampling=sampling))
 
-        with Progress(disable=not progress_bar) as progress:
-            task = progress.add_task(self.name, total=len(batch))
+        with _progress(self.name, len(batch) if progress_bar else 0) as advance:
             with runner.together():
                 start()
             while given < len(batch):
-                progress.advance(task, len(runner.step()))
+                advance(len(runner.step()))
                 start()
                 while given < len(runs) and runs[given].finished:
                     yield runs[given]
@@ -230,6 +228,19 @@ class Program:
         if inside is not None and backend in (None, inside[0].backend):
             return inside[0].start_inside(inside[1], self, kwargs, sampling)
         return Runner(backend or default_backend()).start(self, kwargs, sampling=sampling)
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar to advance; none for a total of 0."""
+    if not total:
+        yield lambda _: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda n: progress.advance(task, n)
 
 
 def function(fn: Callable[..., Any]) -> Program:
