@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _SHARED = tuple(f.name for f in dataclasses.fields(SamplingParams) if f.name in NAMES)
 """Sampling values that the engine knows by the same name."""
-_MISSING = {
+MISSING = {
     Feature.IMAGES: "none of its models takes images; describe the picture in text",
     Feature.HINTS: "its policies hear nothing from programs; run_batch and fork have their prefixes cached first",
 }
@@ -48,7 +48,7 @@ class EngineBackend(Backend):
         self.clock: Clock = engine.clock
         self._chat = _Chat(engine.tokenizer, style)
         self.style = self._chat.style
-        self.capabilities = Capabilities("the engine", {**_MISSING, **self._chat.missing})
+        self.capabilities = Capabilities("the engine", {**MISSING, **self._chat.missing})
         self._open: dict[Call, Scoring | ToolCallParser | None] = {}
         """With what reads the answer."""
         self._call_of: dict[int, Call] = {}

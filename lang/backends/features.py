@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lang.backends.anthropic import anthropic_features
-from lang.backends.engine import _MISSING as ENGINE_MISSING
+from lang.backends.engine import MISSING as ENGINE_MISSING
 from lang.backends.mock import MockBackend
 from lang.backends.openai_features import openai_features
 from lang.backends.openai_request import Extensions
