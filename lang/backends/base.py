@@ -115,7 +115,7 @@ class Backend(Protocol):
 
     def hint(self, hint: object) -> None:
         """Tells what is known of calls to come. By default nothing happens."""
-        return None
+        return
 
     def flush_cache(self) -> None:
         """Forgets cached prefixes that no call under way uses. Raises NotServed where there is no cache to flush."""
