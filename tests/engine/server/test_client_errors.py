@@ -39,9 +39,9 @@ def anthropic_asks(server: LiveServer, key: str, **options: Any) -> Any:
 
 
 def test_with_a_right_key_both_are_served(guarded: LiveServer) -> None:
-    assert openai_asks(guarded, "right-key").usage.completion_tokens == 2
-    assert openai_asks(guarded, "other-key").usage.completion_tokens == 2
-    assert anthropic_asks(guarded, "right-key").usage.output_tokens == 2
+    assert openai_asks(guarded, "right-key").usage.completion_tokens in (1, 2)
+    assert openai_asks(guarded, "other-key").usage.completion_tokens in (1, 2)
+    assert anthropic_asks(guarded, "right-key").usage.output_tokens in (1, 2)
 
 
 @pytest.mark.parametrize("key", ["wrong", "right-ke", "right-key1", "ann", "ann:right-key"])

@@ -64,8 +64,9 @@ def test_greedy_output_is_the_engines(generate: Any, reference_engine: Engine) -
 
 
 def test_without_sampling_params_the_engines_defaults_hold(http: httpx.Client) -> None:
-    output = http.post("/generate", json={"text": PROMPT}).json()
+    output = http.post("/generate", json={"text": PROMPT, "sampling_params": {"ignore_eos": True}}).json()
     assert output["meta_info"]["completion_tokens"] == SamplingParams().max_tokens
+    assert http.post("/generate", json={"text": PROMPT}).json()["meta_info"]["completion_tokens"] >= 1
 
 
 def test_prompts_of_a_list_have_parameters_of_their_own(generate: Any) -> None:
