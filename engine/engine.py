@@ -396,7 +396,7 @@ class Engine:
         forced, complete = self._forced_after(request, token, known, room)
         for more in forced:
             request.append(more)
-        new = request.output[n_before:]
+        new = request.tokens[request.prompt_tokens + n_before : request.n_tokens].tolist()
         n_chosen = len(new) - len(forced)
         reason = None
         for n, taken in enumerate(new, n_before + 1):

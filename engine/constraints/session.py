@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 256 << 20
 """Of compiled grammars that are kept."""
+_AHEAD = 1024
+"""Grammars compiled ahead of their requests whose seconds are remembered."""
 _ROWS_A_THREAD = 8
 """Masks that one thread computes before another is worth waking."""
 
@@ -187,6 +189,8 @@ class Constraints:
         """Compiles the grammar unless it is known. Returns the seconds that took. Raises GrammarError."""
         seconds = self._grammars().get(grammar)[1]
         if seconds > 0:
+            if len(self._compiled_ahead) >= _AHEAD:  # of requests that were refused after all
+                self._compiled_ahead.clear()
             self._compiled_ahead[grammar.digest] = seconds
         return seconds
 

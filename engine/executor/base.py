@@ -8,6 +8,9 @@ from typing import Any, NamedTuple, Protocol
 from engine.request import Request, TokenLogprob
 
 
+_NOTHING = range(0)
+
+
 class ExecutorDead(Exception):
     """The executor can't run another step (a lost device, a recording that doesn't fit). Other errors cost one step."""
 
@@ -63,6 +66,8 @@ class Row(NamedTuple):
         The same at launch and at collect: a row scores only behind its start, where no earlier step does.
         """
         request, params = self.request, self.request.params
+        if params.prompt_logprobs is None and (params.logprobs is None or request.constraint is None):
+            return _NOTHING
         parts = []
         if params.prompt_logprobs is not None:
             last = min(self.end, request.prompt_tokens - 1)
@@ -72,7 +77,7 @@ class Row(NamedTuple):
             last = min(self.end, request.n_tokens - request.n_pending - 1)
             parts.append(range(first, last + 1))
         wanted = [part for part in parts if part]
-        return range(wanted[0].start, wanted[-1].stop) if wanted else range(0)
+        return range(wanted[0].start, wanted[-1].stop) if wanted else _NOTHING
 
 
 class PrefixGroup(NamedTuple):
