@@ -6,7 +6,7 @@ import dataclasses
 import heapq
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,10 @@ from engine.clock import Clock, WallClock, stopwatch
 from engine.config import ConfigError, EngineConfig
 from engine.constraints.base import GrammarLimits, Mask
 from engine.constraints.grammar import Grammar
-from engine.constraints.session import (
-    Constraint,
-    Constraints,
-    Forced,
-    NoConstraints,
-    RecordedConstraint,
-    RecordedConstraints,
-)
+from engine.constraints.recorded import NoConstraints, RecordedConstraints
+from engine.constraints.session import Constraint, Constraints
 from engine.cost import UNIT, PrefillCost
-from engine.executor.base import Batch, Executor, Row, RowRecord, StepResult
+from engine.executor.base import Batch, Executor, StepResult
 from engine.intake import Intake
 from engine.log import Event, Log
 from engine.loop import Failure, Loop
@@ -49,6 +43,7 @@ from engine.request import (
     Tokens,
 )
 from engine.scheduler import Limits, Scheduler
+from engine.taking import Taking
 from engine.tokenizer import Tokenizer
 
 
@@ -128,6 +123,7 @@ class Engine:
             rng=random.Random(f"{config.seed}/scheduling"),
             log=self.log,
         )
+        self.taking = Taking(self.outputs, self.scheduler)
         self.memory = memory
         self.meter = Meter(self.scheduler, keep_steps=keep_history)
 
@@ -337,93 +333,13 @@ class Engine:
     def _take(self, batch: Batch, result: StepResult) -> list[Request]:
         """Hands a step's tokens to their requests. Returns those that end with it."""
         now = self.clock.now()
-        recorded: dict[int, RowRecord] = {}
-        errors: dict[int, str] = {}
-        done = []
-        ends: list[tuple[Request, FinishReason]] = []
-        for i, row in enumerate(batch.rows):
-            request = row.request
-            if request.finished:  # while the step was under way
-                continue
-            error = result.errors[i] or (request.constraint.error if request.constraint is not None else None)
-            if error is not None:
-                request.error = errors[i] = error
-                request.fault = Fault.CALLER if result.errors[i] is None else Fault.ENGINE
-                ends.append((request, FinishReason.ERROR))
-                continue
-            if result.scored[i]:
-                _add_scored(row, result.scored[i])
-            token = result.tokens[i]
-            if token is None:
-                if row.start + row.n_new == request.n_tokens:
-                    ends.append((request, FinishReason.LENGTH))
-                continue
-            request.append(token)
-            logprob = result.logprobs[i]
-            if logprob is not None:
-                request.logprobs.append(logprob)
-            known = None if result.recorded is None else result.recorded[i]
-            try:
-                recorded[i], reason = self._grow(request, token, known, now)
-            except RequestError as failure:
-                request.cut(request.output_tokens - 1)  # the token that its grammar couldn't follow
-                request.error = errors[i] = str(failure)
-                request.fault = Fault.CALLER
-                ends.append((request, FinishReason.ERROR))
-                continue
-            if reason is not None:
-                ends.append((request, reason))
-        tokens = [-1 if token is None else token for token in result.tokens]
-        self._input("result", now, step=batch.step, tokens=tokens, text=_extra(result.seconds, recorded, errors))
-        for request, reason in ends:
+        taken = self.taking.take(batch, result, now)
+        self._input("result", now, step=batch.step, tokens=taken.tokens, text=taken.extra)
+        for request, reason in taken.ends:
             self._end(request, reason, now)
-            done.append(request)
-        grown = [batch.rows[i].request for i in recorded]
-        self.constraints.prepare([r.constraint for r in grown if r.constraint is not None and not r.finished])
-        return done
-
-    def _grow(
-        self, request: Request, token: int, known: RowRecord | None, now: float
-    ) -> tuple[RowRecord, FinishReason | None]:
-        """The request's newest token was appended: what its grammar forces after it is too. Says what that was, and why
-        the output ends, or None. Raises GrammarError.
-
-        known: of a recorded run.
-        """
-        n_before = len(request.token_times)
-        under_way = request.n_computed >= request.n_tokens
-        room = request.max_tokens - request.output_tokens
-        forced, complete = self._forced_after(request, token, known, room)
-        for more in forced:
-            request.append(more)
-        new = request.tokens[request.prompt_tokens + n_before : request.n_tokens].tolist()
-        n_chosen = len(new) - len(forced)
-        reason = None
-        for n, taken in enumerate(new, n_before + 1):
-            last = n == n_before + len(new)
-            stop = known.stop if known is not None and last else None
-            reason = self.outputs.take(request, taken, n, stop, complete=complete and last)
-            if reason is not None:
-                new = new[: n - n_before]
-                request.cut(n)
-                break
-        request.token_times += [now] * len(new)
-        self.scheduler.generated(request, len(new))
-        kept = forced[: max(0, len(new) - n_chosen)]
-        if request.constraint is not None:
-            known_end = complete and len(forced) < room  # decoding would waste a step under way there too
-            request.constraint.forced_tokens -= len(forced) - len(kept)
-            request.constraint.passes_saved += max(0, len(kept) - (under_way and not known_end))
-        stop_string = request.stop_match if isinstance(request.stop_match, str) else None
-        return RowRecord(stop_string, kept, complete), reason
-
-    def _forced_after(self, request: Request, token: int, known: RowRecord | None, room: int) -> Forced:
-        constraint = request.constraint
-        if constraint is None or token in request.eos:
-            return Forced((), False)
-        if isinstance(constraint, RecordedConstraint) and known is not None:
-            constraint.recorded = Forced(known.forced, known.complete)
-        return constraint.follow(token, room)
+        going_on = [request.constraint for request in taken.grown if not request.finished]
+        self.constraints.prepare([constraint for constraint in going_on if constraint is not None])
+        return [request for request, _ in taken.ends]
 
     def _masks(self, batch: Batch) -> Sequence[Mask | None] | None:
         """What grammars allow the rows whose next token is to be chosen."""
@@ -559,29 +475,3 @@ def _changed(params: SamplingParams) -> dict[str, Any]:
     fields = ((f.name, f.default, getattr(params, f.name)) for f in dataclasses.fields(params))
     changed = {name: value for name, default, value in fields if value != default}
     return {name: value.as_data() if isinstance(value, Grammar) else value for name, value in changed.items()}
-
-
-def _extra(seconds: float, recorded: Mapping[int, RowRecord], errors: Mapping[int, str]) -> str:
-    """What a replay needs beside a step's tokens, by row: JSON."""
-    extra: dict[str, Any] = {"seconds": seconds}
-    if stop := {i: row.stop for i, row in recorded.items() if row.stop is not None}:
-        extra["stop"] = stop
-    if forced := {i: row.forced for i, row in recorded.items() if row.forced}:
-        extra["forced"] = forced
-    if complete := [i for i, row in recorded.items() if row.complete]:
-        extra["complete"] = complete
-    if errors:
-        extra["errors"] = errors
-    return json.dumps(extra)
-
-
-def _add_scored(row: Row, found: Sequence[TokenLogprob]) -> None:
-    """Appends what isn't known yet: after a preemption some positions are computed twice."""
-    request, params = row.request, row.request.params
-    for position, logprob in enumerate(found, row.logit_start + 1):
-        if position < request.prompt_tokens:
-            if params.prompt_logprobs is not None and position == params.prompt_logprobs_start + request.n_scored:
-                request.prompt_logprobs.append(logprob._replace(top=logprob.top[: params.prompt_logprobs]))
-                request.n_scored += 1
-        elif params.logprobs is not None and position == request.prompt_tokens + len(request.logprobs):
-            request.logprobs.append(logprob._replace(top=logprob.top[: params.logprobs]))

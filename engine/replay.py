@@ -12,7 +12,7 @@ from typing import Any
 from engine.clock import VirtualClock
 from engine.config import EngineConfig
 from engine.constraints.grammar import Grammar
-from engine.constraints.session import RecordedConstraints
+from engine.constraints.recorded import RecordedConstraints
 from engine.cost import PrefillCost
 from engine.engine import Engine
 from engine.executor.replay import ReplayExecutor

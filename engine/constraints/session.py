@@ -21,7 +21,7 @@ from engine.clock import stopwatch
 from engine.constraints.backends import check_backend, make_backend
 from engine.constraints.base import Backend, GrammarError, GrammarLimits, Mask, Matcher
 from engine.constraints.grammar import Grammar
-from engine.request import RequestError, SamplingParams
+from engine.request import SamplingParams
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -242,10 +242,6 @@ class Constraints:
         self.counts.passes_saved += constraint.passes_saved
         self.counts.mask_s += constraint.mask_s
 
-    def close(self) -> None:
-        """Ends the threads."""
-        self._threads.shutdown(wait=False)
-
 
 def _fill(constraints: Sequence[Constraint], done: Future[None]) -> None:
     try:
@@ -255,67 +251,3 @@ def _fill(constraints: Sequence[Constraint], done: Future[None]) -> None:
         done.set_exception(error)
     else:
         done.set_result(None)
-
-
-class RecordedConstraint(Constraint):
-    """Replay: what the grammar forced is in the log, and no grammar is needed."""
-
-    def __init__(self, begins_with: Sequence[int]) -> None:
-        self._begins_with = tuple(begins_with)
-        self.compile_s = self.mask_s = 0.0
-        self.forced_tokens = self.passes_saved = 0
-        self.error = None
-        self.recorded = Forced((), False)
-        """What followed the token that is taken next."""
-
-    @property
-    def needs_mask(self) -> bool:
-        return False
-
-    def begin(self, room: int) -> tuple[int, ...]:
-        self.forced_tokens += len(self._begins_with)
-        return self._begins_with
-
-    def follow(self, token: int, room: int) -> Forced:
-        self.forced_tokens += len(self.recorded.tokens)
-        return self.recorded
-
-    def mask(self) -> Mask | None:
-        return None
-
-
-class RecordedConstraints:
-    """`Constraints` of a replay."""
-
-    def __init__(self) -> None:
-        self.counts = Counts()
-        self.begins_with: Sequence[int] = ()
-        """Of the next request."""
-
-    def compile(self, grammar: Grammar) -> float:
-        return 0.0
-
-    def open(self, grammar: Grammar, params: SamplingParams) -> Constraint:
-        return RecordedConstraint(self.begins_with)
-
-    def prepare(self, constraints: Sequence[Constraint]) -> None:
-        pass
-
-    def masks(self, constraints: Sequence[Constraint | None]) -> None:
-        return None
-
-    def ended(self, constraint: Constraint) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class NoConstraints(RecordedConstraints):
-    """Of an engine without a tokenizer."""
-
-    def compile(self, grammar: Grammar) -> float:
-        raise RequestError("a grammar needs a tokenizer and this engine has none")
-
-    def open(self, grammar: Grammar, params: SamplingParams) -> Constraint:
-        raise RequestError("a grammar needs a tokenizer and this engine has none")

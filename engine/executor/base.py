@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 
 from engine.request import Request, TokenLogprob
 
-
 _NOTHING = range(0)
 
 
