@@ -81,7 +81,7 @@ class Program:
         own, sampling = self._split(self._named(args, kwargs))
         if stream:
             return self._start(own, sampling, backend).state
-        (run,) = self._run_all([own], sampling, backend, limit=None, progress_bar=False)
+        (run,) = self._runs([own], sampling, backend, limit=None, progress_bar=False)
         if run.error is not None:
             raise run.error
         return run.state
@@ -134,9 +134,8 @@ class Program:
             raise ValueError(f"num_threads={num_threads!r} is not allowed: it must be 'auto' or 1 or more")
         items = [self._item(i, item) for i, item in enumerate(batch)]
         limit = num_threads if isinstance(num_threads, int) else None
-        if generator_style:
-            return self._one_by_one(items, defaults, backend, limit, progress_bar)
-        return [run.state for run in self._run_all(items, defaults, backend, limit, progress_bar)]
+        states = (run.state for run in self._runs(items, defaults, backend, limit, progress_bar))
+        return states if generator_style else list(states)
 
     def _item(self, i: int, item: Item) -> Mapping[str, Any]:
         if not isinstance(item, Mapping | tuple | list):
@@ -168,33 +167,19 @@ class Program:
                 own[name] = value
         return own, sampling
 
-    def _run_all(
+    def _runs(
         self,
         batch: Sequence[Mapping[str, Any]],
         sampling: Mapping[str, Any],
         backend: Backend | None,
         limit: int | None,
         progress_bar: bool,
-    ) -> list[ProgramRun]:
+    ) -> Iterator[ProgramRun]:
+        """In the order of `batch`; within a program it waits for all of them."""
         inside = executing()
         if inside is not None and backend in (None, inside[0].backend):
-            return inside[0].run_inside(inside[1], self, batch, sampling, limit)
-        return list(self._all(batch, sampling, backend, limit, progress_bar))
-
-    def _one_by_one(
-        self,
-        batch: Sequence[Mapping[str, Any]],
-        sampling: Mapping[str, Any],
-        backend: Backend | None,
-        limit: int | None,
-        progress_bar: bool,
-    ) -> Iterator[ProgramState]:
-        inside = executing()
-        if inside is not None and backend in (None, inside[0].backend):
-            runs = iter(inside[0].run_inside(inside[1], self, batch, sampling, limit))
-        else:
-            runs = self._all(batch, sampling, backend, limit, progress_bar)
-        return (run.state for run in runs)
+            return iter(inside[0].run_inside(inside[1], self, batch, sampling, limit))
+        return self._all(batch, sampling, backend, limit, progress_bar)
 
     def _all(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from lang.capabilities import NotServed
 from lang.output import Gathered
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class ProgramStateGroup:
         if mode not in JOINS:
             raise ValueError(f"unknown mode {mode!r} of join; available: {', '.join(JOINS)}")
         if mode == "concate_and_append":
-            raise NotImplementedError(
+            raise NotServed(
                 "join('concate_and_append') needs an engine that can put the KV of branches one behind the other, and "
                 "none here can: use join() and add the branches' texts to the parent, as in s += ''.join(s['x'])"
             )

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-ROLES = ("system", "user", "assistant")
-
 
 @dataclass(frozen=True)
 class Image:

@@ -127,7 +127,7 @@ def test_logprobs_are_the_engines(complete: Callable[..., Any], reference: Engin
     for token, logprob, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
         assert max(top, key=top.__getitem__) == token  # greedy
         assert top[token] == logprob
-        assert 1 <= len(top) <= 4
+        assert len(top) == 3  # the one taken is among the likeliest
     assert logprobs.text_offset == sorted(logprobs.text_offset)
 
 
