@@ -46,9 +46,11 @@ class Calls:
             self._check(expr, sampling, prefix)
         output = Output(expr, sampling, run, where, prefix, trunk)
         run.outputs.append(output)
-        before = next((piece for piece in reversed(prefix) if isinstance(piece, Output)), None)
-        if before is not None and not before.finished:
-            before.followers.append(output)
+        before = {piece: None for piece in prefix if isinstance(piece, Output) and not piece.finished}
+        if before:
+            output.n_awaited = len(before)
+            for other in before:
+                other.followers.append(output)
         elif self._held is not None:
             self._held.append(output)
         else:
@@ -102,7 +104,7 @@ class Calls:
             self._backend.capabilities.need(feature, what)
 
     def send(self, output: Output) -> None:
-        """Everything before it is finished. It may be finished itself after this: refused."""
+        """Everything before it is finished, or something failed. It may be finished itself after this: refused."""
         if output.finished:  # given up
             return
         run, expr = output.run, output.expr
@@ -143,6 +145,9 @@ class Calls:
             self._wake(one)
             followers, one.followers = one.followers, []
             for follower in followers:
+                follower.n_awaited -= 1
+                if follower.n_awaited and one.problem is None:
+                    continue
                 self.send(follower)
                 if follower.finished:
                     ended.append(follower)
@@ -157,15 +162,10 @@ class Lost(Exception):
 
 def known(prefix: Sequence[Piece | Output]) -> Prompt:
     """The prompt, of finished outputs. Raises Lost when one failed."""
-    pieces: list[Piece] = []
-    for piece in prefix:
-        if isinstance(piece, Output):
-            if piece.problem is not None:
-                raise Lost(piece)
-            pieces.append(piece.written)
-        else:
-            pieces.append(piece)
-    return Prompt.of(pieces)
+    lost = next((piece for piece in prefix if isinstance(piece, Output) and piece.problem is not None), None)
+    if lost is not None:
+        raise Lost(lost)
+    return Prompt.of(piece.written if isinstance(piece, Output) else piece for piece in prefix)
 
 
 def common_prefix(prefixes: Sequence[Sequence[Piece | Output]]) -> Prompt:

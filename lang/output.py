@@ -42,8 +42,10 @@ class Output:
     """Somebody reads its text as it grows."""
     problem: Exception | None = None
     """Why there is no value: the call was refused, failed, was given up, or one before it was."""
+    n_awaited: int = 0
+    """Outputs before it that aren't finished."""
     followers: list[Output] = field(default_factory=list)
-    """To be sent when this one is finished."""
+    """Those that wait for this one."""
     waiters: list[ProgramRun] = field(default_factory=list)
 
     @property
