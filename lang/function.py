@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from lang.backends.base import Backend
+from lang.abstract import is_abstract
+from lang.backends.base import Backend, Tags
 from lang.program_run import ProgramRun
 from lang.runner import Runner, executing
 from lang.sampling import NAMES, closest
 from lang.state import ProgramState
+from lang.tracing import current_tracer
+
+if TYPE_CHECKING:
+    from lang.graph.compiled import CompiledProgram
+    from lang.graph.graph import Graph
+    from lang.passes.base import Pass
 
 RESERVED = frozenset({"backend", "stream", "num_threads", "progress_bar", "generator_style"})
 Item = Mapping[str, Any] | tuple[Any, ...] | list[Any]
@@ -32,6 +39,8 @@ class Program:
             raise TypeError(f"{where}: run() needs the name {min(taken)!r} for itself; rename the argument")
         self.fn = fn
         self.name = fn.__name__
+        self.file = fn.__code__.co_filename
+        """Where it is written."""
         self.__doc__ = fn.__doc__
         self._signature = inspect.signature(fn)
         self._names = tuple(parameter.name for parameter in parameters[1:])
@@ -47,8 +56,13 @@ class Program:
         Without one, outside of a program: `run`. Inside of one: starts it and gives its state at once, so that programs
         called one after the other run side by side; what goes wrong in it is raised where its state is read.
         """
-        if args and isinstance(args[0], ProgramState):
+        tracer = current_tracer()
+        if args and not is_abstract(args[0]) and isinstance(args[0], ProgramState):
             return self.fn(args[0], *args[1:], **{**self.bound, **kwargs})
+        if tracer is not None:
+            if args and tracer.traces(args[0]):
+                return tracer.go_on(self, args[0], self._named(args[1:], kwargs))
+            return tracer.call(self, self._named(args, kwargs), {}, awaited=False)
         inside = executing()
         if inside is None:
             return self.run(*args, **kwargs)
@@ -56,11 +70,53 @@ class Program:
 
     def bind(self, **kwargs: Any) -> Program:
         """The program with some of its arguments given. Those given again later go before these."""
-        if unknown := kwargs.keys() - self._own:
+        self.check_names(kwargs)
+        return Program(self.fn, {**self.bound, **kwargs})
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Its arguments, without `s`."""
+        return {name: self._signature.parameters[name] for name in self._names}
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises TypeError for one that isn't its own."""
+        taken = any(one.kind is one.VAR_KEYWORD for one in self.parameters.values())
+        if unknown := set() if taken else set(names) - self._own:
             name = min(unknown)
             known = ", ".join(self._names) or "none"
             raise TypeError(f"program {self.name!r} has no argument {name!r}{closest(name, self._own)} it has: {known}")
-        return Program(self.fn, {**self.bound, **kwargs})
+
+    def trace(self, **given: Any) -> Graph:
+        """Its graph. Arguments that are given are part of it; the others stay open.
+
+        Raises TraceError for what a graph can't hold: a Python `if` over what a model said, say.
+        """
+        from lang.graph.tracer import trace
+
+        return trace(self, given)
+
+    def compile(
+        self, *, static: Sequence[str] = (), passes: Sequence[Pass] | None = None, **given: Any
+    ) -> CompiledProgram:
+        """The program as a graph that the executor runs, each call as soon as what it needs is there.
+
+        given: arguments that become part of it. static: arguments that are part of it too, each value with a graph of
+        its own, made when it is first met. passes: what is done to the graph first, in that order (None: nothing; see
+        `lang.passes`). Raises as `trace` does.
+        """
+        from lang.graph.compiled import CompiledProgram
+
+        return CompiledProgram(self.bind(**given) if given else self, static=static, passes=passes or ())
+
+    def cache(self, backend: Backend | None = None) -> str:
+        """Tells the backend to cache what every run begins with, ahead of the next calls. Returns it."""
+        from lang.graph.prefix import constant_prefix
+
+        backend = backend or default_backend()
+        prompt = constant_prefix(self)
+        if prompt.pieces:
+            backend.commit(prompt, Tags(program=self.name))
+        return prompt.text(backend.style)
 
     def check(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """All arguments, bound ones too. Raises TypeError when the program can't be called with them."""
@@ -79,6 +135,9 @@ class Program:
         `text_iter`, say, and what goes wrong is raised there.
         """
         own, sampling = self._split(self._named(args, kwargs))
+        tracer = current_tracer()
+        if tracer is not None:
+            return tracer.call(self, own, sampling, awaited=not stream)  # type: ignore[return-value]
         if stream:
             return self._start(own, sampling, backend).state
         (run,) = self._runs([own], sampling, backend, limit=None, progress_bar=False)
@@ -133,6 +192,10 @@ class Program:
         if num_threads != "auto" and (not isinstance(num_threads, int) or num_threads < 1):
             raise ValueError(f"num_threads={num_threads!r} is not allowed: it must be 'auto' or 1 or more")
         items = [self._item(i, item) for i, item in enumerate(batch)]
+        tracer = current_tracer()
+        if tracer is not None:
+            traced = [tracer.call(self, item, defaults, awaited=False) for item in items]
+            return iter(traced) if generator_style else traced  # type: ignore[return-value,arg-type]
         limit = num_threads if isinstance(num_threads, int) else None
         states = (run.state for run in self._runs(items, defaults, backend, limit, progress_bar))
         return states if generator_style else list(states)

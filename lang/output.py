@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +37,8 @@ class Output:
     prefix: tuple[Piece | Output, ...]
     """What stands before it. Forgotten once the call is sent."""
     trunk: Trunk | None = None
+    source: Source | None = None
+    """Where the answer comes from, if not from a call of its own."""
     call: Call | None = None
     """None until it is sent."""
     watched: bool = False
@@ -90,6 +93,13 @@ class Output:
         self.problem = problem
 
 
+class Source(NamedTuple):
+    """Another output, one of whose samples is the answer."""
+
+    output: Output
+    sample: int
+
+
 class Gathered(NamedTuple):
     """A variable of branches that were joined."""
 
@@ -100,3 +110,30 @@ class Span(NamedTuple):
     """The text added within a `var_scope`."""
 
     pieces: tuple[Piece | Output, ...]
+
+
+class Later(NamedTuple):
+    """A variable that is made of outputs, and known once they are there."""
+
+    outputs: tuple[Output, ...]
+    value: Callable[[], Any]
+
+
+class MetaOf(NamedTuple):
+    output: Output
+
+
+class ToolCallsOf(NamedTuple):
+    output: Output
+
+
+class FirstOf:
+    """The first of some outputs that is finished, counted from when this is made."""
+
+    def __init__(self, outputs: Sequence[Output]) -> None:
+        self._outputs = [output for output in outputs if not output.finished]
+        self.waiters: list[ProgramRun] = []
+
+    @property
+    def finished(self) -> bool:
+        return any(output.finished for output in self._outputs)

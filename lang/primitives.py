@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lang.abstract import Abstract, is_abstract
 from lang.choices import ChoicesMethod, choices_method_named
 from lang.dtype import pattern_of
 from lang.image import image_of
@@ -45,7 +46,21 @@ class Select(Expr):
     method: ChoicesMethod
 
 
-Leaf = str | Gen | Select | Image | RoleMark
+@dataclass(frozen=True, slots=True)
+class ImageOf(Expr):
+    """A picture whose file is known when a traced program runs."""
+
+    source: Abstract
+
+
+@dataclass(frozen=True, slots=True)
+class Movable(Expr):
+    """Parts that may stand elsewhere: see `movable`."""
+
+    parts: tuple[Any, ...]
+
+
+Leaf = str | Gen | Select | Image | RoleMark | ImageOf | Movable | Abstract
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +73,11 @@ Part = str | Expr | Image
 
 def parts_of(part: object) -> tuple[Leaf, ...]:
     """Flat parts of anything that may be added to a prompt. Raises TypeError for everything else."""
+    if is_abstract(part):
+        return (part,)  # type: ignore[return-value]
     if isinstance(part, Concat):
         return part.parts
-    if isinstance(part, str | Gen | Select | Image | RoleMark):
+    if isinstance(part, str | Gen | Select | Image | RoleMark | ImageOf | Movable):
         return (part,)
     hint = "use str(...)" if isinstance(part, int | float) else "read its text first, for example s['name']"
     raise TypeError(
@@ -71,7 +88,32 @@ def parts_of(part: object) -> tuple[Leaf, ...]:
 
 def image(source: str | Path | bytes) -> Concat:
     """A picture, of a file or its bytes. Raises ValueError for what is no PNG, JPEG, GIF or WebP."""
+    if is_abstract(source):
+        return Concat((ImageOf(source),))  # type: ignore[arg-type]
     return Concat((image_of(source),))
+
+
+def movable(part: Part) -> Movable:
+    """Says that this part may stand before or behind what stands next to it: the program's author doesn't mind.
+
+    Run as it stands, it stays. The pass `code_movement` of a graph moves it to where calls share longer prefixes, up to
+    the last call before it or the border of its message; whole messages move among messages. Raises TypeError for a
+    call, ValueError for a message that isn't whole.
+    """
+    parts = parts_of(part)
+    role: str | None = None
+    for one in parts:
+        if is_abstract(one):
+            continue
+        if isinstance(one, Gen | Select | Movable):
+            raise TypeError("movable(...) takes text, images and whole messages: a call stays where it is")
+        if isinstance(one, RoleMark):
+            if one.begins == (role is not None):
+                raise ValueError(f"movable(...): the message of the {one.role} isn't whole")
+            role = one.role if one.begins else None
+    if role is not None:
+        raise ValueError(f"movable(...): the message of the {role} isn't whole")
+    return Movable(parts)
 
 
 def system(expr: Part) -> Concat:
@@ -115,7 +157,8 @@ def assistant_end() -> Concat:
 
 def _message(role: str, expr: Part) -> Concat:
     parts = parts_of(expr)
-    if inner := next((part for part in parts if isinstance(part, RoleMark)), None):
+    within = [inner for part in parts for inner in (part.parts if type(part) is Movable else (part,))]
+    if inner := next((part for part in within if type(part) is RoleMark), None):
         raise ValueError(f"{inner.role}() inside {role}(): roles can't be nested; put one after the other")
     return Concat((RoleMark(role, True), *parts, RoleMark(role, False)))
 
@@ -227,9 +270,9 @@ def select(
     Raises TypeError or ValueError when there is no choice, one is empty or no text, or a temperature is asked for.
     """
     _check_name(name)
-    if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
+    if isinstance(choices, str) or not all(is_abstract(choice) or isinstance(choice, str) for choice in choices):
         raise TypeError(f"choices={choices!r:.80} is not allowed: it must be a list of strings")
-    if not choices or not all(choices):
+    if not choices or not all(is_abstract(choice) or choice for choice in choices):
         raise ValueError(f"choices={list(choices)!r:.80} is not allowed: it needs at least one choice, and none empty")
     if temperature != 0:
         raise ValueError(

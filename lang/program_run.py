@@ -49,6 +49,8 @@ class ProgramRun:
     """The programs it ran."""
     outputs: list[Output] = field(default_factory=list)
     """Of all its streams, in the order written."""
+    failed_at: str = ""
+    """Of a graph: path:line of the operation that failed."""
     waiters: list[ProgramRun] = field(default_factory=list)
     _waits_for: Awaited | None = None
     _greenlet: Any = None

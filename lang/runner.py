@@ -15,7 +15,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from lang.backends.base import Backend, Tags
 from lang.calls import Calls
-from lang.output import Output
+from lang.output import FirstOf, Output
 from lang.program_run import Awaited, Growth, ProgramRun
 from lang.sampling import Sampling, overrides
 from lang.state import ProgramState
@@ -37,7 +37,7 @@ class Runner:
         self._running: set[ProgramRun] = set()
         self._finished: list[ProgramRun] = []
         self._started = 0
-        self._growths: list[Growth] = []
+        self._growths: list[Growth | FirstOf] = []
 
     @property
     def active(self) -> int:
@@ -138,6 +138,12 @@ class Runner:
             self._growths.append(growth)
             self.wait(growth)
 
+    def wait_for_first(self, first: FirstOf) -> None:
+        """Until one of the outputs is finished."""
+        if not first.finished:
+            self._growths.append(first)
+            self.wait(first)
+
     def watch(self, output: Output) -> None:
         """Its text is read while it grows."""
         if not output.watched:
@@ -219,7 +225,7 @@ class Runner:
             program=program,
             args=args,
             tags=tags,
-            sampling=Sampling(**overrides(sampling or {})),
+            sampling=(parent.sampling if parent is not None else Sampling()).over(overrides(sampling or {})),
             started_at=self.backend.clock.now(),
             parent=parent,
         )
@@ -309,7 +315,9 @@ def executing() -> tuple[Runner, ProgramRun] | None:
 
 def _own_line(run: ProgramRun, error: BaseException) -> str:
     """path:line of the innermost frame in the program's own file, else of the call that failed."""
-    own = run.program.fn.__code__.co_filename
+    if run.failed_at:
+        return run.failed_at
+    own = run.program.file
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
     if frames:
         return f"{own}:{frames[-1].lineno}"

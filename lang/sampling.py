@@ -49,6 +49,11 @@ class Sampling:
     tool_choice: str = "auto"
     """auto, required, none, or the name of the tool to be called."""
 
+    @property
+    def repeats(self) -> bool:
+        """The same prompt gives the same output again."""
+        return self.temperature == 0 or self.seed is not None
+
     def over(self, values: Mapping[str, Any]) -> Sampling:
         """These values, with `values` in their place."""
         return dataclasses.replace(self, **values) if values else self

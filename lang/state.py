@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lang.abstract import caller
 from lang.group import ProgramStateGroup
-from lang.output import Gathered, Output, Span, Trunk
-from lang.primitives import Gen, Select, assistant, parts_of, system, user
+from lang.output import Gathered, Later, MetaOf, Output, Source, Span, ToolCallsOf, Trunk
+from lang.primitives import Gen, Movable, Select, assistant, parts_of, system, user
 from lang.prompt import Image, Piece, Prompt, RoleMark
 from lang.sampling import closest
 from lang.streaming import growing, growing_aside
@@ -19,8 +18,6 @@ from lang.tools import ToolCall
 if TYPE_CHECKING:
     from lang.program_run import ProgramRun
     from lang.runner import Runner
-
-_HERE = os.path.dirname(__file__) + os.sep
 
 
 class ProgramState:
@@ -38,9 +35,11 @@ class ProgramState:
         self._outputs: list[Output] = []
         self._variables: dict[str, Any] = {}
         self._role: str | None = None
-        self._scopes: list[list[Piece | Output]] = []
+        self._scopes: list[tuple[str, list[Piece | Output]]] = []
         self._trunk: Trunk | None = None
         self._closed = ""
+        self._line: tuple[str, int] | None = None
+        """The program's own line, where it isn't the one that is being executed: a graph's."""
         self.ret_value: Any = None
         """What the program returned."""
 
@@ -82,13 +81,11 @@ class ProgramState:
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
         """What is added in the block is the variable `name`: its text."""
-        scope: list[Piece | Output] = []
-        self._scopes.append(scope)
+        self._begin_scope(name)
         try:
             yield
         finally:
-            self._scopes.remove(scope)
-            self._variables[name] = Span(tuple(scope))
+            self._end_scope(name)
 
     def fork(self, n: int = 1) -> ProgramStateGroup:
         """`n` branches, each beginning with all that is here; their calls run side by side."""
@@ -176,20 +173,49 @@ class ProgramState:
     # ---- within
 
     def _add(self, piece: object) -> None:
+        if isinstance(piece, Movable):
+            for part in piece.parts:
+                self._add(part)
+            return
         if isinstance(piece, Gen | Select):
-            output = self._runner.calls.submit(self._run, piece, self._prefix(), _caller(), self._trunk)
-            self._outputs.append(output)
-            if piece.name is not None:
-                self._variables[piece.name] = output
-            piece = output
-        elif isinstance(piece, RoleMark):
+            self._add_call(piece)
+            return
+        if isinstance(piece, RoleMark):
             self._turn(piece)
         elif isinstance(piece, Output):
             self._outputs.append(piece)
         assert isinstance(piece, str | Image | RoleMark | Output)
         self._pieces.append(piece)
-        for scope in self._scopes:
+        for _, scope in self._scopes:
             scope.append(piece)
+
+    def _add_open(self, piece: object) -> None:
+        """As `_add`. Raises RuntimeError when nothing may be added any more."""
+        if self._closed:
+            raise RuntimeError(f"this {self._closed}: nothing can be added to it")
+        self._add(piece)
+
+    def _add_call(self, expr: Gen | Select, source: Source | None = None) -> Output:
+        """source: where the answer comes from, if not from a call of its own."""
+        if self._closed:
+            raise RuntimeError(f"this {self._closed}: nothing can be added to it")
+        where = self._line or caller()
+        output = self._runner.calls.submit(self._run, expr, self._prefix(), where, self._trunk, source)
+        self._add_output(output)
+        return output
+
+    def _add_output(self, output: Output) -> None:
+        if output.expr.name is not None:
+            self._variables[output.expr.name] = output
+        self._add(output)
+
+    def _begin_scope(self, name: str) -> None:
+        self._scopes.append((name, []))
+
+    def _end_scope(self, name: str) -> None:
+        at = next(i for i in reversed(range(len(self._scopes))) if self._scopes[i][0] == name)
+        _, scope = self._scopes.pop(at)
+        self._variables[name] = Span(tuple(scope))
 
     def _turn(self, mark: RoleMark) -> None:
         if mark.begins and self._role is not None:
@@ -266,12 +292,13 @@ class ProgramState:
                     self._runner.wait(piece)
             pieces = [piece.written if isinstance(piece, Output) else piece for piece in held.pieces]
             return Prompt.of(pieces).text(self._runner.backend.style)
+        if isinstance(held, Later):
+            for output in held.outputs:
+                self._runner.wait(output)
+            return held.value()
+        if isinstance(held, MetaOf | ToolCallsOf):
+            self._runner.wait(held.output)
+            call = held.output.done()
+            return call.meta if isinstance(held, MetaOf) else call.tool_calls
         return held
 
-
-def _caller() -> tuple[str, int]:
-    """The line outside of this package that is being executed."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno

@@ -1,0 +1,298 @@
+"""The operations of a graph, in the order in which the program does them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from lang.graph.expressions import Expression, Model, results_in
+
+NO_STREAM = -1
+
+
+class Operation(Model):
+    id: int
+    stream: int = NO_STREAM
+    """The prompt that it belongs to: operations on one stream happen in their order. 0 is the program's own."""
+    line: str = ""
+    """path:line of the program."""
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        """What it takes."""
+        return ()
+
+    @property
+    def streams(self) -> frozenset[int]:
+        """All streams whose order it belongs to."""
+        return frozenset() if self.stream == NO_STREAM else frozenset({self.stream})
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return ()
+
+
+class Write(Operation):
+    """Text or an image goes into the prompt."""
+
+    kind: Literal["write"] = "write"
+    part: Expression
+    movable: int | None = None
+    """Number of the `movable(...)` that it is in: all its operations may be moved together."""
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        return (self.part,)
+
+
+class Role(Operation):
+    kind: Literal["role"] = "role"
+    role: str
+    begins: bool
+    movable: int | None = None
+
+
+class Gen(Operation):
+    """Gives text (a list of texts for n > 1)."""
+
+    kind: Literal["gen"] = "gen"
+    name: str | None
+    sampling: Mapping[str, JsonValue]
+    """Only what the program set; the rest comes from the run."""
+    same_as: int | None = None
+    """A gen after the same prompt with the same sampling: where that makes the output the same, it isn't asked twice."""
+    sample_of: tuple[int, int] | None = None
+    """(gen, number): where outputs are drawn at random, it is that sample of a call of that gen for several."""
+    n_samples: int = 1
+    """How many equal gens its call answers, itself included."""
+    text: str | None = None
+    """The only thing that it can say: no call is made."""
+    spec_tokens: int | None = None
+    """On an API, ask for so many tokens, so that the gens after it may need no call."""
+
+
+class Select(Operation):
+    """Gives the text of a choice."""
+
+    kind: Literal["select"] = "select"
+    name: str | None
+    choices: tuple[Expression, ...]
+    method: str
+    how: Literal["score", "trie", "auto"] = "score"
+    """score: all choices after the prompt. trie: decoding held to the choices. auto: what a table of measurements says."""
+    same_as: int | None = None
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        return self.choices
+
+
+class Set(Operation):
+    """`s[name] = value`."""
+
+    kind: Literal["set"] = "set"
+    name: str
+    value: Expression
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        return (self.value,)
+
+
+class Fork(Operation):
+    kind: Literal["fork"] = "fork"
+    branches: tuple[int, ...]
+    """Their streams."""
+
+    @property
+    def streams(self) -> frozenset[int]:
+        return frozenset({self.stream, *self.branches})
+
+
+class Join(Operation):
+    kind: Literal["join"] = "join"
+    fork: int
+    branches: tuple[int, ...]
+    mode: str
+
+    @property
+    def streams(self) -> frozenset[int]:
+        return frozenset({self.stream, *self.branches})
+
+
+class Scope(Operation):
+    """A `var_scope` begins or ends."""
+
+    kind: Literal["scope"] = "scope"
+    name: str
+    begins: bool
+
+
+class Read(Operation):
+    """Gives a variable of the stream, or what is known of it, or the whole text. If it has no value, the program fails."""
+
+    kind: Literal["read"] = "read"
+    what: Literal["value", "meta", "tool_calls", "text"]
+    name: str | None = None
+
+
+class Append(Operation):
+    """All that stands in another stream goes into the prompt."""
+
+    kind: Literal["append"] = "append"
+    of: int
+
+    @property
+    def streams(self) -> frozenset[int]:
+        return frozenset({self.stream, self.of})
+
+
+class Apply(Operation):
+    """Gives what a Python function makes of values."""
+
+    kind: Literal["apply"] = "apply"
+    function: str
+    """`str.NAME` and `operator.NAME`; else module:qualname, which whoever loads the graph must have."""
+    args: tuple[Expression, ...] = ()
+    kwargs: Mapping[str, Expression] = Field(default_factory=dict)
+    pure: bool = False
+    """Its value depends on nothing but its arguments, and it does nothing else."""
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        return (*self.args, *self.kwargs.values())
+
+
+class Start(Operation):
+    """A program that this one calls begins, on a stream of its own."""
+
+    kind: Literal["start"] = "start"
+    program: str
+    child: int
+
+    @property
+    def streams(self) -> frozenset[int]:
+        return frozenset({self.child})
+
+
+class End(Operation):
+    """That program ends. `awaited`: if it failed, so does the one that ran it."""
+
+    kind: Literal["end"] = "end"
+    child: int
+    awaited: bool
+
+    @property
+    def streams(self) -> frozenset[int]:
+        return frozenset({self.child})
+
+
+class Prefetch(Operation):
+    """The engine is told that calls with this prefix follow."""
+
+    kind: Literal["prefetch"] = "prefetch"
+    prefix: tuple[Write | Role, ...]
+    steps: int
+    """Calls of the program before that."""
+
+
+class Region(Model):
+    ops: tuple[AnyOperation, ...] = ()
+
+
+class _Control(Operation):
+    @property
+    def streams(self) -> frozenset[int]:
+        """Those from outside that its regions touch, too."""
+        made = {stream for op in self._inside() for stream in made_by(op)}
+        touched = {stream for op in self._inside() for stream in op.streams}
+        return frozenset({self.stream} | (touched - made))
+
+    def _inside(self) -> Iterator[Operation]:
+        for region in self.regions:
+            yield from every(region.ops)
+
+
+class Cond(_Control):
+    """One of two regions happens."""
+
+    kind: Literal["cond"] = "cond"
+    test: Expression
+    then: Region
+    otherwise: Region
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        return (self.test,)
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return self.then, self.otherwise
+
+
+class Loop(_Control):
+    """The body happens at least once (for `limit` of 1 or more), until `until` is true after a round."""
+
+    kind: Literal["loop"] = "loop"
+    body: Region
+    until: Expression
+    limit: int
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return (self.body,)
+
+
+AnyOperation = Annotated[
+    Write
+    | Role
+    | Gen
+    | Select
+    | Set
+    | Fork
+    | Join
+    | Scope
+    | Read
+    | Append
+    | Apply
+    | Start
+    | End
+    | Prefetch
+    | Cond
+    | Loop,
+    Field(discriminator="kind"),
+]
+
+for _model in (Region, Cond, Loop, Prefetch):
+    _model.model_rebuild()
+
+CALLS = (Gen, Select)
+
+
+def every(ops: tuple[Operation, ...]) -> Iterator[Operation]:
+    """All operations, those in regions after the one that they belong to."""
+    for op in ops:
+        yield op
+        for region in op.regions:
+            yield from every(region.ops)
+
+
+def made_by(op: Operation) -> tuple[int, ...]:
+    """The streams that begin with it."""
+    if isinstance(op, Fork):
+        return op.branches
+    return (op.child,) if isinstance(op, Start) else ()
+
+
+def needed_by(op: Operation) -> set[int]:
+    """The operations whose results it, or what is in its regions, needs from outside of it."""
+    needed = {one for expression in op.expressions for one in results_in(expression)}
+    inside = {inner.id for region in op.regions for inner in every(region.ops)}
+    for region in op.regions:
+        for inner in region.ops:
+            needed |= needed_by(inner)
+    if isinstance(op, Loop):
+        needed |= set(results_in(op.until))
+    return needed - inside

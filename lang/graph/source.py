@@ -1,0 +1,129 @@
+"""F-strings and `"...".join(...)` of a program, made to hold values that aren't known yet.
+
+Python makes a string of every f-string at once, whatever is in it. So a program that is traced is compiled anew from
+its source, with each f-string and each call of a `join` put through a function that knows the values of a trace. Lines
+stay where they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+import types
+from collections.abc import Callable
+from typing import Any
+
+from lang.abstract import is_abstract
+from lang.graph.values import Value, formatted, text
+
+_TEXT, _JOIN = "__lang_text__", "__lang_join__"
+
+
+@functools.lru_cache(maxsize=1024)
+def _code_of(code: types.CodeType, name: str) -> types.CodeType | None:
+    """The function's code with its strings made so; None where there is no source, or nothing to change."""
+    try:
+        source = textwrap.dedent(inspect.getsource(code))
+        tree = ast.parse(source)
+    except (OSError, SyntaxError, TypeError):
+        return None
+    found = next(
+        (
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+        ),
+        None,
+    )
+    if found is None:
+        return None
+    strings = _Strings()
+    found.decorator_list = []
+    found = strings.visit(found)
+    if not strings.changed:
+        return None
+    free = [ast.arg(arg=one) for one in (*code.co_freevars, _TEXT, _JOIN)]
+    outer = ast.FunctionDef(
+        name="__outer__",
+        args=ast.arguments(posonlyargs=[], args=free, kwonlyargs=[], kw_defaults=[], defaults=[]),
+        body=[found],
+        decorator_list=[],
+    )
+    module = ast.fix_missing_locations(ast.Module(body=[outer], type_ignores=[]))
+    ast.increment_lineno(module, code.co_firstlineno - 1)
+    made = compile(module, code.co_filename, "exec", dont_inherit=True, flags=code.co_flags & _FUTURE)
+    outer_code = next(const for const in made.co_consts if isinstance(const, types.CodeType))
+    return next(
+        const for const in outer_code.co_consts if isinstance(const, types.CodeType) and const.co_name == code.co_name
+    )
+
+
+_FUTURE = 0x1000000
+"""`from __future__ import annotations`."""
+
+
+class _Strings(ast.NodeTransformer):
+    def __init__(self) -> None:
+        self.changed = False
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:  # noqa: N802
+        self.changed = True
+        parts = [self._part(part) for part in node.values]
+        return ast.copy_location(ast.Call(ast.Name(_TEXT, ast.Load()), parts, []), node)
+
+    def _part(self, part: ast.expr) -> ast.expr:
+        if not isinstance(part, ast.FormattedValue):
+            return part
+        spec = self.visit(part.format_spec) if part.format_spec is not None else ast.Constant("")
+        conversion = ast.Constant(chr(part.conversion) if part.conversion != -1 else "")
+        return ast.copy_location(ast.Tuple([self.visit(part.value), conversion, spec], ast.Load()), part)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+        self.generic_visit(node)
+        method = node.func
+        if isinstance(method, ast.Attribute) and method.attr == "join" and len(node.args) == 1 and not node.keywords:
+            self.changed = True
+            call = ast.Call(ast.Name(_JOIN, ast.Load()), [method.value, node.args[0]], [])
+            return ast.copy_location(call, node)
+        return node
+
+
+def _text(*parts: Any) -> Any:
+    """What an f-string gives: of texts, and (value, conversion, format) triples."""
+    made = [part if isinstance(part, str) else formatted(*part) for part in parts]
+    tracer = next((part[0]._tracer for part in parts if type(part) is tuple and is_abstract(part[0])), None)
+    if tracer is None:
+        return "".join(made)
+    return text(tracer, tuple(one if isinstance(one, str) else Value(tracer, one, "", is_text=True) for one in made))
+
+
+def _join(joiner: Any, parts: Any) -> Any:
+    """`joiner.join(parts)`."""
+    if type(joiner) is not str or is_abstract(parts):
+        return joiner.join(parts)
+    listed = list(parts)
+    tracer = next((part._tracer for part in listed if is_abstract(part)), None)
+    if tracer is None:
+        return joiner.join(listed)
+    between: list[Any] = []
+    for part in listed:
+        between += [joiner, part] if between else [part]
+    return text(tracer, tuple(between))
+
+
+def traceable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose f-strings and joins may hold the values of a trace."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    code = _code_of(function.__code__, function.__name__)
+    if code is None:
+        return function
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
+    cells[_TEXT], cells[_JOIN] = types.CellType(_text), types.CellType(_join)
+    closure = tuple(cells[name] for name in code.co_freevars)
+    made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__qualname__, made.__module__ = function.__qualname__, function.__module__
+    return made

@@ -1,0 +1,237 @@
+"""The values of a trace: what an argument, an output or a computation will be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from lang.abstract import Abstract, TraceError, at_line, is_abstract
+from lang.graph.expressions import (
+    Argument,
+    Constant,
+    Expression,
+    Formatted,
+    InMemory,
+    Items,
+    Picture,
+    Record,
+    Result,
+    Round,
+    Template,
+    joined,
+)
+from lang.prompt import Image
+
+if TYPE_CHECKING:
+    from lang.graph.tracer import Tracer
+
+_STR_METHODS = frozenset(name for name in dir(str) if not name.startswith("_"))
+_JSON = TypeAdapter(JsonValue)
+
+
+class Value(Abstract):
+    """Can be written into a prompt, formatted, compared and computed with: all of it happens when the program runs."""
+
+    __slots__ = ("_tracer", "expression", "is_text", "what")
+
+    def __init__(self, tracer: Tracer, expression: Expression, what: str, *, is_text: bool = False) -> None:
+        """what: in words, for errors. is_text: it is known to be a string."""
+        self._tracer = tracer
+        self.expression = expression
+        self.what = what
+        self.is_text = is_text
+
+    def __repr__(self) -> str:
+        return f"<{self.what}, known when the program runs>"
+
+    def _told(self) -> str:
+        return self.what
+
+    def _way(self) -> str:
+        if isinstance(self.expression, Argument):
+            return f"give it when tracing: trace({self.expression.name}=...), or compile(static=[{self.expression.name!r}])"
+        return super()._way()
+
+    # ---- text
+
+    def __add__(self, other: object) -> Any:
+        if type(other) is str or isinstance_of_value(other):
+            if self.is_text or type(other) is str:
+                return text(self._tracer, (self, other))
+            return self._computed("operator.add", (self, other))
+        return NotImplemented if not _is_number(other) else self._computed("operator.add", (self, other))
+
+    def __radd__(self, other: object) -> Any:
+        if type(other) is str:
+            return text(self._tracer, (other, self))
+        return NotImplemented if not _is_number(other) else self._computed("operator.add", (other, self))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _STR_METHODS and not name.startswith("__"):
+
+            def method(*args: Any, **kwargs: Any) -> Value:
+                return self._computed(f"str.{name}", (self, *args), kwargs, is_text=name in _GIVE_TEXT)
+
+            return method
+        raise AttributeError(f"{at_line()}: {self.what} has no {name!r} while the program is traced; {self._way()}")
+
+    # ---- computations
+
+    def _computed(
+        self,
+        function: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        is_text: bool = False,
+    ) -> Value:
+        return self._tracer.apply(function, args, kwargs or {}, pure=True, is_text=is_text)
+
+    def __eq__(self, other: object) -> Any:
+        return self._computed("operator.eq", (self, other))
+
+    def __ne__(self, other: object) -> Any:
+        return self._computed("operator.ne", (self, other))
+
+    def __lt__(self, other: object) -> Any:
+        return self._computed("operator.lt", (self, other))
+
+    def __le__(self, other: object) -> Any:
+        return self._computed("operator.le", (self, other))
+
+    def __gt__(self, other: object) -> Any:
+        return self._computed("operator.gt", (self, other))
+
+    def __ge__(self, other: object) -> Any:
+        return self._computed("operator.ge", (self, other))
+
+    def __sub__(self, other: object) -> Any:
+        return self._computed("operator.sub", (self, other))
+
+    def __mul__(self, other: object) -> Any:
+        return self._computed("operator.mul", (self, other))
+
+    def __mod__(self, other: object) -> Any:
+        return self._computed("operator.mod", (self, other))
+
+    def __neg__(self) -> Any:
+        return self._computed("operator.neg", (self,))
+
+    def __getitem__(self, at: Any) -> Any:
+        if type(at) is slice:
+            return self._computed("lang.slice", (self, at.start, at.stop, at.step), is_text=self.is_text)
+        return self._computed("operator.getitem", (self, at), is_text=self.is_text)
+
+    # ---- what nobody knows yet
+
+    def __bool__(self) -> NoReturn:
+        raise TraceError(
+            f"{at_line()}: whether {self.what} is true isn't known while the program is traced: "
+            f"use lang.cond(s, value, then, otherwise) or lang.loop(s, body, until=..., limit=...), or {self._way()}"
+        )
+
+    def __contains__(self, _: object) -> NoReturn:
+        raise TraceError(
+            f"{at_line()}: what is in {self.what} isn't known while the program is traced: use "
+            "lang.apply(operator.contains, value, part) in lang.cond(...)"
+        )
+
+    def _unknown(self, asked: str) -> NoReturn:
+        raise TraceError(f"{at_line()}: {asked} of {self.what} isn't known while the program is traced; {self._way()}")
+
+    def __len__(self) -> NoReturn:
+        self._unknown("the length")
+
+    def __iter__(self) -> Iterator[Any]:
+        self._unknown("what is to be iterated over")
+
+    def __str__(self) -> NoReturn:
+        self._unknown("the text")
+
+    def __format__(self, _: str) -> NoReturn:
+        raise TraceError(
+            f"{at_line()}: {self.what} isn't known while the program is traced, so that no string can hold it: add it to "
+            "the prompt by itself (s += 'text' + value), or write the f-string in the program's own source"
+        )
+
+    def __int__(self) -> NoReturn:
+        raise TraceError(f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply(int, value)")
+
+    def __float__(self) -> NoReturn:
+        raise TraceError(f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply(float, value)")
+
+    def __index__(self) -> NoReturn:
+        self._unknown("the number")
+
+    def __hash__(self) -> int:
+        raise TraceError(
+            f"{at_line()}: {self.what} can't be looked up while the program is traced: use lang.apply(dict.get, ...) or "
+            "lang.cond(...)"
+        )
+
+
+_GIVE_TEXT = frozenset(
+    name
+    for name in _STR_METHODS
+    if name
+    not in ("split", "rsplit", "splitlines", "partition", "rpartition", "find", "rfind", "index", "rindex", "count")
+    and not name.startswith(("is", "starts", "ends", "encode"))
+)
+
+
+def isinstance_of_value(value: object) -> bool:
+    return issubclass(type(value), Value)
+
+
+def _is_number(value: object) -> bool:
+    return is_abstract(value) or type(value) in (int, float)
+
+
+def text(tracer: Tracer, parts: tuple[Any, ...]) -> Value | str:
+    """Texts, and values that must be texts, one after the other."""
+    made = joined(tuple(expression_of(part) for part in parts))
+    return made if isinstance(made, str) else Value(tracer, made, "a text made of values", is_text=True)
+
+
+def formatted(value: Any, conversion: str, spec: Any) -> Expression:
+    """What an f-string makes of a value."""
+    if not is_abstract(value) and not is_abstract(spec):
+        shown = {"r": repr, "s": str, "a": ascii}[conversion](value) if conversion else value
+        return format(shown, spec)
+    expression = expression_of(value)
+    if not conversion and spec == "" and value.is_text:
+        return expression
+    return Formatted(of=expression, conversion=conversion, spec=expression_of(spec))
+
+
+def expression_of(value: Any) -> Expression:
+    """For a graph, of anything that a program passes on."""
+    kind = type(value)
+    if issubclass(kind, Value):
+        return value.expression
+    if kind is str:
+        return value
+    if kind is Image:
+        return Picture.of(value)
+    if kind in (list, tuple) and any(map(_has_abstract, value)):
+        return Items(parts=tuple(map(expression_of, value)), a_tuple=kind is tuple)
+    if kind is dict and any(map(_has_abstract, (*value.keys(), *value.values()))):
+        return Record(entries=tuple((expression_of(k), expression_of(v)) for k, v in value.items()))
+    if kind in (Argument, Constant, Result, Round, Template, InMemory):
+        return value
+    try:
+        if kind is not tuple and _JSON.validate_python(value, strict=True) == value:
+            return Constant(value=value)
+    except ValidationError:
+        pass
+    return InMemory(value=value)
+
+
+def _has_abstract(value: Any) -> bool:
+    if is_abstract(value):
+        return True
+    if type(value) in (list, tuple):
+        return any(map(_has_abstract, value))
+    return type(value) is dict and any(map(_has_abstract, (*value.keys(), *value.values())))
