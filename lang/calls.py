@@ -34,6 +34,7 @@ class Calls:
         prefix: tuple[Piece | Output, ...],
         where: tuple[str, int],
         trunk: Trunk | None = None,
+        kin: Trunk | None = None,
     ) -> Output:
         """Sends the call, or leaves it until the outputs before it are there.
 
@@ -44,7 +45,8 @@ class Calls:
         sampling = run.sampling.over(expr.sampling) if isinstance(expr, Gen) else run.sampling
         if self._backend.capabilities.missing:
             self._check(expr, sampling, prefix)
-        output = Output(expr, sampling, run, where, prefix, trunk)
+        kin = run.kin if kin is None and not run.outputs else kin
+        output = Output(expr, sampling, run, where, prefix, trunk, kin)
         run.outputs.append(output)
         before = {piece: None for piece in prefix if isinstance(piece, Output) and not piece.finished}
         if before:
@@ -66,9 +68,11 @@ class Calls:
         finally:
             held, self._held = self._held, None
             common = common_prefix([output.prefix for output in held])
+            group = Trunk(common.pieces, n=sum(output.kin is None for output in held))
             if len(held) > 1 and sum(len(piece) for piece in common.pieces if isinstance(piece, str)) > COMMON_PREFIX:
-                self._backend.commit(common, held[0].run.tags)
+                self._commit(group, held[0].run.tags)
             for output in held:
+                output.kin = output.kin or group
                 self.send(output)
                 if output.finished:
                     self.ended(output)
@@ -114,6 +118,8 @@ class Calls:
             tags = run.tags if not run.calls else run.tags._replace(due=None)
             if output.trunk is not None and not output.trunk.committed:
                 self._commit(output.trunk, tags)
+            if output.kin is not None:
+                tags = tags._replace(siblings=output.kin.n, parent=output.kin.request)
             if isinstance(expr, Gen):
                 call = self._backend.generate(expr.name, prompt, output.sampling, tags)
             else:
@@ -135,7 +141,7 @@ class Calls:
 
     def _commit(self, trunk: Trunk, tags: Tags) -> None:
         trunk.committed = True
-        self._backend.commit(known(trunk.pieces), tags)
+        trunk.request = self._backend.commit(known(trunk.pieces), tags)
 
     def ended(self, output: Output) -> None:
         """Sends what waited for it, and wakes the programs that do."""

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Trunk:
-    """What the branches of a fork have in common."""
+    """What the branches of a fork have in common, or the first calls of a batch."""
 
     pieces: tuple[Piece | Output, ...]
+    n: int = 1
+    """How many there are."""
     committed: bool = False
     """The backend was told to cache it."""
+    request: int | None = None
+    """The backend's number of the request that computes it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +40,9 @@ class Output:
     prefix: tuple[Piece | Output, ...]
     """What stands before it. Forgotten once the call is sent."""
     trunk: Trunk | None = None
+    """What is cached before it."""
+    kin: Trunk | None = None
+    """It is the first call of a branch of this, or of a run in a batch."""
     call: Call | None = None
     """None until it is sent."""
     watched: bool = False

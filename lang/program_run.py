@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lang.backends.base import Call, Tags
-from lang.output import Output
+from lang.output import Output, Trunk
 from lang.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class ProgramRun:
     parent: ProgramRun | None = None
     children: list[ProgramRun] = field(default_factory=list)
     """The programs it ran."""
+    kin: Trunk | None = None
+    """Its first call is made together with those of others."""
     outputs: list[Output] = field(default_factory=list)
     """Of all its streams, in the order written."""
     waiters: list[ProgramRun] = field(default_factory=list)

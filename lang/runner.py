@@ -15,7 +15,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from lang.backends.base import Backend, Tags
 from lang.calls import Calls
-from lang.output import Output
+from lang.output import Output, Trunk
 from lang.program_run import Awaited, Growth, ProgramRun
 from lang.sampling import Sampling, overrides
 from lang.state import ProgramState
@@ -170,7 +170,7 @@ class Runner:
         sampling: Mapping[str, Any] | None = None,
     ) -> ProgramRun:
         """Runs a program until it first waits; then `outer`, which called it, goes on."""
-        run = self._new(program, kwargs, self._tags_within(outer), sampling, parent=outer)
+        run = self._new(program, kwargs, self._tags_within(outer, program), sampling, parent=outer)
         self._ready.appendleft(outer)
         outer._waits_for = None
         run._greenlet.parent = self._hub
@@ -186,12 +186,14 @@ class Runner:
         limit: int | None,
     ) -> list[ProgramRun]:
         """Runs programs, at most `limit` at a time, from within `outer`, which waits for all of them."""
-        tags = self._tags_within(outer)
+        tags = self._tags_within(outer, program)
         runs: list[ProgramRun] = []
+        together = Trunk((), n=min(limit or len(batch), len(batch)))
         for i, kwargs in enumerate(batch):
             if limit is not None and i >= limit:
                 self.wait(runs[i - limit])
             runs.append(self._new(program, kwargs, tags, sampling, parent=outer))
+            runs[-1].kin = together if i < together.n else None
             self._ready.append(runs[-1])
         for run in runs:
             self.wait(run)
@@ -199,8 +201,8 @@ class Runner:
 
     # ---- programs
 
-    def _tags_within(self, outer: ProgramRun) -> Tags:
-        return outer.tags._replace(due=None) if outer.calls else outer.tags
+    def _tags_within(self, outer: ProgramRun, program: Program) -> Tags:
+        return outer.tags._replace(due=None if outer.calls else outer.tags.due, agent=program.name)
 
     def _new(
         self,

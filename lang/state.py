@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lang import hinting
 from lang.group import ProgramStateGroup
 from lang.output import Gathered, Output, Span, Trunk
 from lang.primitives import Gen, Select, assistant, parts_of, system, user
@@ -40,6 +41,8 @@ class ProgramState:
         self._role: str | None = None
         self._scopes: list[list[Piece | Output]] = []
         self._trunk: Trunk | None = None
+        self._kin: Trunk | None = None
+        self._pinned: list[Prompt] = []
         self._closed = ""
         self.ret_value: Any = None
         """What the program returned."""
@@ -94,8 +97,9 @@ class ProgramState:
         """`n` branches, each beginning with all that is here; their calls run side by side."""
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"fork({n!r}) is not allowed: it takes the number of branches, 1 or more")
-        trunk = Trunk(self._prefix()) if n > 1 and self._pieces else self._trunk
-        return ProgramStateGroup(self, [self._branch(trunk) for _ in range(n)])
+        kin = Trunk(self._prefix(), n) if n > 1 else None
+        trunk = kin if kin is not None and self._pieces else self._trunk
+        return ProgramStateGroup(self, [self._branch(trunk, kin) for _ in range(n)])
 
     @contextmanager
     def copy(self) -> Iterator[ProgramState]:
@@ -106,13 +110,13 @@ class ProgramState:
         finally:
             group.join()
 
-    def _branch(self, trunk: Trunk | None) -> ProgramState:
+    def _branch(self, trunk: Trunk | None, kin: Trunk | None) -> ProgramState:
         branch = ProgramState(self._runner, self._run)
         branch._pieces = list(self._pieces)
         branch._outputs = list(self._outputs)
         branch._variables = dict(self._variables)
         branch._role = self._role
-        branch._trunk = trunk
+        branch._trunk, branch._kin = trunk, kin
         return branch
 
     # ---- reading
@@ -173,11 +177,31 @@ class ProgramState:
         """
         return growing_aside(self, name, return_meta_data)
 
+    # ---- telling of what is to come
+
+    def prefetch(self, steps: int, prompt: object = None) -> None:
+        """Tells the backend that a call which begins with all that is here, as far as it is known now, comes in about
+        `steps` calls; or one that begins with `prompt` (text, images, roles). Advice: it changes no answer."""
+        hinting.prefetch(self, steps, prompt)
+
+    def pin(self, seconds: float) -> None:
+        """Asks the backend to keep what is here, as far as it is known now, for so many seconds of its clock."""
+        hinting.pin(self, seconds)
+
+    def unpin(self) -> None:
+        """Takes back what this state has pinned."""
+        hinting.unpin(self)
+
+    def end_conversation(self) -> None:
+        """Tells the backend that nothing more comes of the run's conversation. Raises ValueError when it has none."""
+        hinting.end_conversation(self)
+
     # ---- within
 
     def _add(self, piece: object) -> None:
         if isinstance(piece, Gen | Select):
-            output = self._runner.calls.submit(self._run, piece, self._prefix(), _caller(), self._trunk)
+            kin, self._kin = self._kin, None
+            output = self._runner.calls.submit(self._run, piece, self._prefix(), _caller(), self._trunk, kin)
             self._outputs.append(output)
             if piece.name is not None:
                 self._variables[piece.name] = output

@@ -117,9 +117,6 @@ class ApiBackend(Backend):
     def commit(self, prompt: Prompt, tags: Tags) -> None:
         """Nothing: servers keep what they were sent, and a request only to that end would cost as much as it saves."""
 
-    def hint(self, hint: object) -> None:
-        """Nothing: their protocols have no words for what is to come."""
-
     def close(self) -> None:
         """Calls under way fail; the backend takes no more."""
         if self._closed:

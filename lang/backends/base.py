@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from lang.capabilities import Capabilities, NotServed
 from lang.choices import ChoicesMethod
+from lang.hints import Hint
 from lang.prompt import PLAIN, ChatStyle, Prompt
 from lang.sampling import Sampling
 from lang.tools import ToolCall
@@ -36,6 +37,12 @@ class Tags(NamedTuple):
     priority: int = 0
     due: float | None = None
     """Seconds: when the call was due; None: now."""
+    agent: str = ""
+    """The program that makes the call, where another runs it: `program` names the outer one."""
+    siblings: int = 1
+    """How many calls were submitted together, this one included: one for each branch of a fork, or run of a batch."""
+    parent: int | None = None
+    """The request (as `commit` named it) that computes what the siblings begin with."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -110,11 +117,15 @@ class Backend(Protocol):
     def watch(self, call: Call) -> None:
         """Somebody reads the call's `partial` from now on. Backends that fill it in anyway needn't care."""
 
-    def commit(self, prompt: Prompt, tags: Tags) -> None:
-        """Calls with this prefix follow: have it cached first. By default nothing happens."""
+    def commit(self, prompt: Prompt, tags: Tags) -> int | None:
+        """Calls with this prefix follow: have it cached first. By default nothing happens.
 
-    def hint(self, hint: object) -> None:
-        """Tells what is known of calls to come. By default nothing happens."""
+        Returns the number of the request that computes it, for `Tags.parent`; None where there is none.
+        """
+        return None
+
+    def hint(self, hint: Hint, tags: Tags) -> None:
+        """Tells what is known of calls to come. It is advice and changes no answer: by default it is left."""
         return
 
     def flush_cache(self) -> None:
