@@ -18,6 +18,17 @@ COMMON_PREFIX = 64
 """Characters from which the common prefix of a batch is worth a request of its own (SGLang's number)."""
 
 
+def _nobody() -> None: ...
+
+
+class Group:
+    """Calls that are held back until those of other runs have come too."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.held: list[Output] = []
+
+
 class Calls:
     """Knows the calls under way. `wake` is told of each output that is finished."""
 
@@ -25,7 +36,12 @@ class Calls:
         self.open: dict[Call, Output] = {}
         self._backend = backend
         self._wake = wake
-        self._held: list[Output] | None = None
+        self.gathering: Group | None = None
+        """What runs that are made now belong to."""
+        self.mail: list[Call] = []
+        """Finished calls that somebody else's step of the same backend gave."""
+        self.stirred: Callable[[], None] = _nobody
+        """Called when a call is sent, or comes by mail."""
 
     def submit(
         self,
@@ -53,35 +69,56 @@ class Calls:
             output.n_awaited = len(before)
             for other in before:
                 other.followers.append(output)
-        elif self._held is not None:
-            self._held.append(output)
+        elif run.group is not None and run.group.open:
+            run.group.held.append(output)
         else:
             self.send(output)
         return output
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Calls made within are sent at its end; what all of them begin with is cached first."""
-        self._held = []
-        try:
-            yield
-        finally:
-            held, self._held = self._held, None
-            common = common_prefix([output.prefix for output in held])
-            group = Trunk(common.pieces, n=sum(output.kin is None for output in held))
-            if len(held) > 1 and sum(len(piece) for piece in common.pieces if isinstance(piece, str)) > COMMON_PREFIX:
-                self._commit(group, held[0].run.tags)
-            for output in held:
-                output.kin = output.kin or group
-                self.send(output)
-                if output.finished:
-                    self.ended(output)
+        """Calls of runs made within are sent at its end; what all of them begin with is cached first."""
+        with self.grouped() as group:
+            try:
+                yield
+            finally:
+                self.release(group)
 
-    def take(self, calls: Iterable[Call]) -> None:
-        """The backend has finished these."""
+    @contextmanager
+    def grouped(self) -> Iterator[Group]:
+        """Runs made within hold back their calls until the group is released."""
+        before, self.gathering = self.gathering, Group()
+        try:
+            yield self.gathering
+        finally:
+            self.gathering = before
+
+    def release(self, group: Group) -> None:
+        """Sends the calls held; what all of them begin with is cached first."""
+        held, group.open = group.held, False
+        common = common_prefix([output.prefix for output in held])
+        kin = Trunk(common.pieces, n=sum(output.kin is None for output in held))
+        if len(held) > 1 and sum(len(piece) for piece in common.pieces if isinstance(piece, str)) > COMMON_PREFIX:
+            self._commit(kin, held[0].run.tags)
+        for output in held:
+            output.kin = output.kin or kin
+            self.send(output)
+            if output.finished:
+                self.ended(output)
+
+    def step(self) -> None:
+        """Takes what came by mail, else what a step of the backend gives."""
+        mail, self.mail = self.mail, []
+        self._take(mail or self._backend.step())
+
+    def _take(self, calls: Iterable[Call]) -> None:
+        """The backend has finished these. Those that others made and wait for are sent on to them."""
         for call in calls:
             output = self.open.pop(call, None)
             if output is None:
+                if call.owner is not None and call.owner is not self:
+                    call.owner.mail.append(call)
+                    call.owner.stirred()
                 continue
             if call.error is not None:
                 output.fail(CallError(f"{output.name} failed: {call.error}"))
@@ -130,7 +167,7 @@ class Calls:
         except Exception as error:
             output.fail(error)
             return
-        output.call = call
+        output.call, call.owner = call, self
         if output.watched:
             self._backend.watch(call)
         self.open[call] = output
@@ -138,6 +175,7 @@ class Calls:
         while owner is not None:
             owner.calls.append(call)
             owner = owner.parent
+        self.stirred()
 
     def _commit(self, trunk: Trunk, tags: Tags) -> None:
         trunk.committed = True

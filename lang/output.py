@@ -11,7 +11,7 @@ from lang.prompt import Piece
 from lang.sampling import Sampling
 
 if TYPE_CHECKING:
-    from lang.program_run import ProgramRun
+    from lang.program_run import ProgramRun, Waiter
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +53,7 @@ class Output:
     """Outputs before it that aren't finished."""
     followers: list[Output] = field(default_factory=list)
     """Those that wait for this one."""
-    waiters: list[ProgramRun] = field(default_factory=list)
+    waiters: list[Waiter] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:

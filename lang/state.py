@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lang import hinting
+from lang import awaiting, hinting
 from lang.group import ProgramStateGroup
 from lang.output import Gathered, Output, Span, Trunk
 from lang.primitives import Gen, Select, assistant, parts_of, system, user
@@ -128,8 +128,17 @@ class ProgramState:
         """
         return self._value(self._variable(name))
 
+    async def get(self, name: str) -> Any:
+        """`s[name]` in async code: awaits what makes it. Raises as that does."""
+        return await awaiting.get(self, name)
+
+    async def ready(self) -> None:
+        """`sync` in async code: after it, all that is here can be read without awaiting. Raises nothing."""
+        await awaiting.ready(self)
+
     def __setitem__(self, name: str, value: Any) -> None:
         self._variables[name] = value
+        self._runner.wrote(self._run)
 
     def set_var(self, name: str, value: Any) -> None:
         """`s[name] = value`."""
@@ -214,6 +223,7 @@ class ProgramState:
         self._pieces.append(piece)
         for scope in self._scopes:
             scope.append(piece)
+        self._runner.wrote(self._run)
 
     def _turn(self, mark: RoleMark) -> None:
         if mark.begins and self._role is not None:

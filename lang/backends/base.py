@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -71,6 +71,8 @@ class Call:
     """prompt_tokens, cached_tokens, completion_tokens (sums over its requests), finish_reason; a select adds
     choices, normalized_prompt_logprobs (mean a token, one a choice) and input_token_logprobs."""
     error: str | None = None
+    owner: Any = None
+    """Who made it and waits for it (`lang.calls.Calls`)."""
     requests: list[Any] = field(default_factory=list)
     """The backend's own records, in the order submitted: `engine.request.Request` for the engine."""
 
@@ -127,6 +129,17 @@ class Backend(Protocol):
     def hint(self, hint: Hint, tags: Tags) -> None:
         """Tells what is known of calls to come. It is advice and changes no answer: by default it is left."""
         return
+
+    def notify(self, tell: Callable[[], None] | None) -> bool:
+        """Has `tell` called, from any thread, when there is something for `step` to return; None: no more.
+
+        False, the default: it works only while it is stepped.
+        """
+        return False
+
+    def rest(self) -> float:
+        """Seconds for which `step` would only sleep, so that whoever has something else to do can do it meanwhile."""
+        return 0.0
 
     def flush_cache(self) -> None:
         """Forgets cached prefixes that no call under way uses. Raises NotServed where there is no cache to flush."""

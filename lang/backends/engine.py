@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.chat_template import load_chat_template
-from engine.clock import Clock
+from engine.clock import Clock, WallClock
 from engine.constraints import Grammar, ToolChoice, json_schema, regex
 from engine.control_tokens import ControlTokens
 from engine.detokenizer import OutputText
@@ -173,6 +173,11 @@ class EngineBackend(Backend):
         with contextlib.suppress(ValueError):
             return self._chat.tokens(prompt, prompt.text(self.style))[:-1]
         return []
+
+    def rest(self) -> float:
+        """While all requests are deferred. Virtual time has no rest: a step leaps over it."""
+        until = self.engine.idle_until
+        return 0.0 if until is None or not isinstance(self.clock, WallClock) else max(0.0, until - self.clock.now())
 
     def flush_cache(self) -> None:
         self.engine.flush_cache()
