@@ -73,17 +73,18 @@ async def _each(
         for item in batch[len(runs) : len(runs) + room]:
             runs.append(runner.begin(program, item, sampling, f"{program.name}-{len(runs)}"))
 
-    try:
-        await runner.begin_together(start)
-        while given < len(batch):
-            start()
-            if runs[given].finished:
-                yield runs[given]
-                given += 1
-            elif len(runs) == len(batch):
-                await runner.until(runs[given])
-            else:
-                await runner.until_one_of([run for run in runs[given:] if not run.finished])
-    finally:
-        if given < len(batch):
-            await runner.cancel_all(runs[given:])
+    with runner.in_use():
+        try:
+            await runner.begin_together(start)
+            while given < len(batch):
+                start()
+                if runs[given].finished:
+                    yield runs[given]
+                    given += 1
+                elif len(runs) == len(batch):
+                    await runner.until(runs[given])
+                else:
+                    await runner.until_one_of([run for run in runs[given:] if not run.finished])
+        finally:
+            if given < len(batch):
+                await runner.cancel_all(runs[given:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
@@ -20,16 +20,13 @@ if TYPE_CHECKING:
     from lang.function import Program
 
 _runners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, LoopRunner]] = weakref.WeakKeyDictionary()
-"""Those with programs, by the id of their backend."""
+"""Those at work, by the id of their backend."""
 
 
 def runner_of(backend: Backend) -> LoopRunner:
     """The one that all programs of the running loop on this backend share. Raises RuntimeError without a loop."""
     loop = asyncio.get_running_loop()
-    runners = _runners.setdefault(loop, {})
-    if id(backend) not in runners:
-        runners[id(backend)] = LoopRunner(backend, loop)
-    return runners[id(backend)]
+    return _runners.get(loop, {}).get(id(backend)) or LoopRunner(backend, loop)
 
 
 class LoopRunner(Runner):
@@ -49,6 +46,7 @@ class LoopRunner(Runner):
         """A call was sent, a program is over, there is news: what the pump sleeps for."""
         self._news = False
         """The backend said that a step has something to return."""
+        self._n_users = 0
         self._n_groups = 0
         """Whose calls are held back until those of all its programs have come."""
         self._drains = False
@@ -66,8 +64,18 @@ class LoopRunner(Runner):
         else:
             self._ready.append(run)
             self._drain_soon()
-        if self._pump is None:
-            self._pump = self._loop.create_task(self._work(), name="steps of a backend")
+        self._begin_work()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """More programs may come, even when all are over: it must stay the one that `runner_of` gives."""
+        self._n_users += 1
+        self._begin_work()
+        try:
+            yield
+        finally:
+            self._n_users -= 1
+            self._stirred.set()
 
     def begin(self, program: Program, kwargs: Mapping[str, Any], sampling: Mapping[str, Any], name: str) -> ProgramRun:
         """A program that no other one runs."""
@@ -196,12 +204,17 @@ class LoopRunner(Runner):
 
     # ---- stepping
 
+    def _begin_work(self) -> None:
+        if self._pump is None:
+            _runners.setdefault(self._loop, {})[id(self.backend)] = self
+            self._pump = self._loop.create_task(self._work(), name="steps of a backend")
+
     async def _work(self) -> None:
-        """The pump: as long as there are programs."""
+        """The pump: as long as there are programs, or may be."""
         listens = self.backend.notify(self._tell)
         try:
             await self.quiet()
-            while self._running:
+            while self._running or self._n_users:
                 await self._step(listens)
                 await self.quiet()
         except BaseException as error:
@@ -216,7 +229,7 @@ class LoopRunner(Runner):
     async def _step(self, listens: bool) -> None:
         """A step, or a sleep until there may be reason for one."""
         self._stirred.clear()
-        if self._n_groups:
+        if self._n_groups or not self._running:
             await self._stirred.wait()
         elif self.calls.open and (self.calls.mail or self._news or not listens):
             rest = 0.0 if self.calls.mail else self.backend.rest()

@@ -112,11 +112,14 @@ class ApiBackend(Backend):
         return self._start(name, prompt, tags, self._selection(prompt, choices, method))
 
     def step(self) -> list[Call]:
-        """Waits a moment for news: text that grew (`Call.partial`), or calls that ended, returned as they came."""
+        """Takes the news: text that grew (`Call.partial`), or calls that ended, returned as they came.
+
+        Waits a moment for some, unless somebody is told when there is any (`notify`).
+        """
         if not self._open:
             return []
         try:
-            news = [self._news.queue.get(timeout=STEP_S)]
+            news = [self._news.queue.get(block=self._news.tell is None, timeout=STEP_S)]
         except queue.Empty:
             return []
         news += [self._news.queue.get_nowait() for _ in range(self._news.queue.qsize())]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import lang as sgl
 from lang.backends.mock import MockBackend
+from lang.event_loop import _runners
 from tests.lang.test_interleaving import CHOICES, STEPS, by_hand, child, logprobs, reply, scripted
 from tests.lang.virtual_engine import POLICIES, virtual_backend
 
@@ -436,6 +437,44 @@ def test_thousands_at_once() -> None:
     states = asyncio.run(_await_batch([("q", 2)] * 2000, MockBackend()))
     assert all(state["x1"] == "ok" for state in states)
     assert len(talk.run_batch([("q", 2)] * 2000, backend=MockBackend())) == 2000
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("program", [talk, plain])
+def test_programs_that_outlive_their_loop_are_cancelled(program: sgl.Program) -> None:
+    async def main() -> sgl.ProgramState:
+        state = await program.run_async("a", backend=backend, stream=True)
+        while not backend.log:
+            await asyncio.sleep(0)
+        return state
+
+    backend = slow()
+    state = asyncio.run(main())
+    assert state._run.status == "cancelled"
+    assert len(backend.aborted) == 1
+    assert program.run("a", backend=backend).text() == "a 0:one two three"
+
+
+def test_a_batch_that_is_read_slowly_stays_on_the_one_runner() -> None:
+    async def main() -> int:
+        backend = MockBackend()
+        runners = set()
+        items = [(f"{i}",) for i in range(3)]
+        states = talk.run_batch_async(items, backend=backend, num_threads=1, generator_style=True)
+        async for state in states:
+            runners.add(state._runner)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            runners.add((await plain.run_async("b", backend=backend))._runner)
+        assert await talk.run_batch_async([], backend=backend) == []
+        with pytest.raises(TypeError, match="program 'talk': missing a required argument"):
+            await talk.run_async(backend=backend)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not any(_runners.values()), "forgotten once it has nothing to do"
+        return len(runners)
+
+    assert asyncio.run(main()) == 1
 
 
 def test_programs_on_the_engine_share_its_steps() -> None:

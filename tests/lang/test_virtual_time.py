@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import lang as sgl
+from engine.engine import Engine
 from engine.replay import first_difference, replay
 from experiments.load import Closed, Open, play
 from lang.backends.engine import EngineBackend
@@ -58,6 +60,31 @@ def test_the_same_decisions_and_times_each_time_and_in_a_replay(config: dict[str
     first = run_once()
     assert any(kind == "defer" for _, kind, *_ in first[0]) == ("admission" in config)
     assert run_once() == first
+
+
+@sgl.function
+async def branching_async(s, text):
+    s += text + sgl.gen("plan", max_tokens=3)
+    forks = s.fork(3)
+    forks += lambda i: f" Part {i}: " + sgl.gen("part", max_tokens=3)
+    forks.join()
+    s += "".join(await s.get("part")) + sgl.select("judgement", ["good", "bad"])
+
+
+def test_async_programs_decide_the_same_under_a_load_and_on_a_loop_each_time() -> None:
+    def under_load(program: sgl.Program) -> list[tuple[Any, ...]]:
+        backend = virtual_backend(**DEFERRING)
+        play(jobs(program, 6), Closed(3), sgl.Runner(backend), backend.engine.clock)
+        return backend.engine.log.decisions()
+
+    async def on_a_loop() -> list[tuple[Any, ...]]:
+        backend = virtual_backend(**DEFERRING)
+        await branching_async.run_batch_async([dict(job.args) for job in jobs(branching_async, 6)], backend=backend)
+        assert first_difference(backend.engine.log, replay(backend.engine.log)) is None
+        return backend.engine.log.decisions()
+
+    assert under_load(branching_async) == under_load(branching), "as other programs do"
+    assert asyncio.run(on_a_loop()) == asyncio.run(on_a_loop())
 
 
 def test_wall_time_is_of_no_interest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,3 +161,19 @@ def test_a_step_with_nothing_under_way_ends() -> None:
     runner.cancel(run)
     assert runner.step() == [run]
     assert (backend.step(), backend.engine.clock.now()) == ([], 0.0)
+
+
+def test_only_real_time_has_to_be_waited_for(tmp_path: Any) -> None:
+    policy = tmp_path / "later.py"
+    policy.write_text(
+        "from engine.policies.base import *\n\n\nclass Later(AdmissionPolicy):\n    def admit(self, request, view):\n"
+        "        return RetryAt(view.now + 1000)\n"
+    )
+    virtual = virtual_backend(admission=f"{policy}:Later")
+    real = EngineBackend(Engine(virtual.engine.executor, virtual.engine.tokenizer, virtual.engine.config))
+    for backend in (virtual, real):
+        assert backend.rest() == 0, "nothing is deferred"
+        backend.engine.add("a")
+        assert backend.engine.idle_until is not None
+    assert virtual.rest() == 0, "a step leaps over it"
+    assert 0 < real.rest() <= 1000
