@@ -54,6 +54,8 @@ async def live(runner: Runner, run: ProgramRun) -> None:
         runner.mark_cancelled(run)
         raise
     except Exception as error:
+        if run._coroutine is not None and isinstance(error, RuntimeError) and "event loop" in str(error):
+            error.add_note(_instead(run))  # what asyncio itself refuses
         runner.mark_failed(run, error)
     except BaseException as error:
         runner.mark_failed(run, error)
@@ -100,10 +102,11 @@ def stop(runner: Runner, run: ProgramRun) -> None:
 
 
 def _foreign(run: ProgramRun, wanted: object) -> RuntimeError:
-    return RuntimeError(
-        f"program {run.name!r} awaits {wanted!r:.80}, which needs an event loop: run it in asyncio code, with "
-        f"`await {run.program.name}.run_async(...)`"
-    )
+    return RuntimeError(f"program {run.name!r} awaits {wanted!r:.80}, which needs an event loop: {_instead(run)}")
+
+
+def _instead(run: ProgramRun) -> str:
+    return f"run it in asyncio code, with `await {run.program.name}.run_async(...)`"
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ class LoopRunner(Runner):
         if run.program.is_async:
             self._stirring.add(run)
             run._task = self._loop.create_task(self._alive(run), name=run.name)
-            run._task.add_done_callback(lambda _: self._gone(run))
+            run._task.add_done_callback(lambda task: self._gone(run, task))
         else:
             self._ready.append(run)
             self._drain_soon()
@@ -101,8 +101,10 @@ class LoopRunner(Runner):
         coroutines.enter(self, run)
         await coroutines.live(self, run)
 
-    def _gone(self, run: ProgramRun) -> None:
+    def _gone(self, run: ProgramRun, task: asyncio.Task[None]) -> None:
         """Its task is over; perhaps it was cancelled before it began."""
+        if not task.cancelled():
+            task.exception()  # an interrupt: the loop itself raises it
         self._stirring.discard(run)
         self.mark_cancelled(run)
         self.end(run)

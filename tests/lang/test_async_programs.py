@@ -81,6 +81,29 @@ def test_what_needs_an_event_loop_says_so() -> None:
     assert "needs an event loop: run it in asyncio code, with `await program.run_async(...)`" in caught[0]
 
 
+def test_what_asyncio_refuses_without_a_loop_says_what_to_do_too() -> None:
+    @sgl.function
+    async def program(s):
+        s += "x"
+        await asyncio.sleep(1)
+
+    with pytest.raises(RuntimeError, match="event loop") as caught:
+        program.run(backend=MockBackend())
+    assert "run it in asyncio code, with `await program.run_async(...)`" in caught.value.__notes__
+
+
+@pytest.mark.parametrize("on_a_loop", [False, True])
+def test_an_interrupt_is_not_swallowed(on_a_loop: bool) -> None:
+    @sgl.function
+    async def program(s):
+        s += "x" + sgl.gen("a")
+        await s.get("a")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(program.run_async(backend=MockBackend())) if on_a_loop else program.run(backend=MockBackend())
+
+
 @pytest.mark.parametrize("on_a_loop", [False, True])
 @pytest.mark.parametrize(
     ("read", "instead"),
