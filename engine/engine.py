@@ -181,6 +181,7 @@ class Engine:
         program: str = "",
         agent: str = "",
         parent: int | None = None,
+        siblings: int = 1,
         priority: int = 0,
         deadline: float | None = None,
         predicted_output: int | None = None,
@@ -188,12 +189,16 @@ class Engine:
         """Queues a prompt; returns its `params.n` requests.
 
         `due`: when it should have been sent, seconds on the engine's clock (None: now); latencies count from it.
+        `siblings`: how many prompts, this one included, are submitted together; `parent`: the request that computes
+        what they begin with.
         Raises RequestError when it can't be served; then nothing was queued.
         """
         params = params if params is not None else SamplingParams()
         now = self.clock.now()
         try:
             key = self.intake.check(prompt, params)
+            if not isinstance(siblings, int) or siblings < 1:
+                raise RequestError(f"siblings={siblings!r} is not allowed: it must be 1 (itself alone) or more")
             constraints = self._constraints_of(params)
             begins_with = self._begin(params, constraints) if constraints else ()
         except RequestError as error:
@@ -217,6 +222,8 @@ class Engine:
             "due": due,
             **{name: v for name, v in tags.items() if v not in ("", None)},
         }
+        if siblings > 1:
+            arrival["siblings"] = siblings
         if begins_with:
             arrival["forced"] = begins_with
         self._input("arrive", now, request=self._next_id, tokens=key, text=json.dumps(arrival))
@@ -229,7 +236,7 @@ class Engine:
                 id=self._next_id,
                 key=key,
                 params=params,
-                siblings=params.n,
+                siblings=siblings * params.n,
                 arrival=due,
                 added_at=now,
                 seed=self._seed(params, i),

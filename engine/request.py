@@ -196,7 +196,9 @@ class Request:
     program: str = ""
     agent: str = ""
     parent: int | None = None
+    """Id of the request that computes what it and its siblings begin with, where there is one."""
     siblings: int = 1
+    """Requests submitted together with it, itself included: samples of a prompt, branches of a fork, a batch."""
     priority: int = 0
     deadline: float | None = None
     predicted_output: int | None = None

@@ -10,9 +10,11 @@ def capital(s, country):
 capital.run(country="France", backend=backend)["answer"]
 """
 
+from lang.abstract import TraceError
 from lang.backends.base import Backend, Call, CallError
 from lang.capabilities import Capabilities, Feature, NotServed
 from lang.choices import greedy_token_selection, token_length_normalized, unconditional_likelihood_normalized
+from lang.control import apply, cond, loop, pure, switch
 from lang.function import Program, flush_cache, function, set_default_backend
 from lang.group import ProgramStateGroup
 from lang.primitives import (
@@ -23,6 +25,7 @@ from lang.primitives import (
     gen_int,
     gen_string,
     image,
+    movable,
     select,
     system,
     system_begin,
@@ -50,9 +53,12 @@ __all__ = [
     "Runner",
     "Tool",
     "ToolCall",
+    "TraceError",
+    "apply",
     "assistant",
     "assistant_begin",
     "assistant_end",
+    "cond",
     "flush_cache",
     "function",
     "gen",
@@ -60,8 +66,12 @@ __all__ = [
     "gen_string",
     "greedy_token_selection",
     "image",
+    "loop",
+    "movable",
+    "pure",
     "select",
     "set_default_backend",
+    "switch",
     "system",
     "system_begin",
     "system_end",

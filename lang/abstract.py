@@ -25,7 +25,9 @@ class Abstract:
     @property
     def __class__(self) -> Any:
         """isinstance(...) asks for it: nobody knows before the program runs."""
-        raise TraceError(f"{at_line()}: the type of {self._told()} isn't known while the program is traced; {self._way()}")
+        raise TraceError(
+            f"{at_line()}: the type of {self._told()} isn't known while the program is traced; {self._way()}"
+        )
 
     @__class__.setter
     def __class__(self, _: Any) -> None:

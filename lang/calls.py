@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from lang.backends.base import Backend, Call, CallError, Tags
 from lang.capabilities import features_of, features_of_select
-from lang.output import Output, Trunk
+from lang.output import Output, Source, Trunk
 from lang.primitives import Gen, Select
 from lang.program_run import Awaited, ProgramRun
 from lang.prompt import Piece, Prompt
@@ -18,6 +18,17 @@ COMMON_PREFIX = 64
 """Characters from which the common prefix of a batch is worth a request of its own (SGLang's number)."""
 
 
+def _nobody() -> None: ...
+
+
+class Group:
+    """Calls that are held back until those of other runs have come too."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.held: list[Output] = []
+
+
 class Calls:
     """Knows the calls under way. `wake` is told of each output that is finished."""
 
@@ -25,7 +36,12 @@ class Calls:
         self.open: dict[Call, Output] = {}
         self._backend = backend
         self._wake = wake
-        self._held: list[Output] | None = None
+        self.gathering: Group | None = None
+        """What runs that are made now belong to."""
+        self.mail: list[Call] = []
+        """Finished calls that somebody else's step of the same backend gave."""
+        self.stirred: Callable[[], None] = _nobody
+        """Called when a call is sent, or comes by mail."""
 
     def submit(
         self,
@@ -34,50 +50,77 @@ class Calls:
         prefix: tuple[Piece | Output, ...],
         where: tuple[str, int],
         trunk: Trunk | None = None,
+        kin: Trunk | None = None,
+        source: Source | None = None,
     ) -> Output:
-        """Sends the call, or leaves it until the outputs before it are there.
+        """Sends the call, or leaves it until the outputs before it are there. With a source there is no call.
 
         Raises NotServed for what the backend can't do at all; whatever else goes wrong is the output's problem.
         """
         if run.finished:
             raise RuntimeError(f"program {run.name!r} is over: its state takes no more calls")
         sampling = run.sampling.over(expr.sampling) if isinstance(expr, Gen) else run.sampling
-        if self._backend.capabilities.missing:
+        if self._backend.capabilities.missing and source is None:
             self._check(expr, sampling, prefix)
-        output = Output(expr, sampling, run, where, prefix, trunk)
+        kin = run.kin if kin is None and not run.outputs else kin
+        output = Output(expr, sampling, run, where, prefix, trunk, kin, source)
         run.outputs.append(output)
-        before = {piece: None for piece in prefix if isinstance(piece, Output) and not piece.finished}
+        needed = prefix if source is None else (source.output,)
+        before = {piece: None for piece in needed if isinstance(piece, Output) and not piece.finished}
         if before:
             output.n_awaited = len(before)
             for other in before:
                 other.followers.append(output)
-        elif self._held is not None:
-            self._held.append(output)
+        elif run.group is not None and run.group.open:
+            run.group.held.append(output)
         else:
             self.send(output)
         return output
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Calls made within are sent at its end; what all of them begin with is cached first."""
-        self._held = []
-        try:
-            yield
-        finally:
-            held, self._held = self._held, None
-            common = common_prefix([output.prefix for output in held])
-            if len(held) > 1 and sum(len(piece) for piece in common.pieces if isinstance(piece, str)) > COMMON_PREFIX:
-                self._backend.commit(common, held[0].run.tags)
-            for output in held:
-                self.send(output)
-                if output.finished:
-                    self.ended(output)
+        """Calls of runs made within are sent at its end; what all of them begin with is cached first."""
+        with self.grouped() as group:
+            try:
+                yield
+            finally:
+                self.release(group)
 
-    def take(self, calls: Iterable[Call]) -> None:
-        """The backend has finished these."""
+    @contextmanager
+    def grouped(self) -> Iterator[Group]:
+        """Runs made within hold back their calls until the group is released."""
+        before, self.gathering = self.gathering, Group()
+        try:
+            yield self.gathering
+        finally:
+            self.gathering = before
+
+    def release(self, group: Group) -> None:
+        """Sends the calls held; what all of them begin with is cached first."""
+        held, group.open = group.held, False
+        common = common_prefix([output.prefix for output in held])
+        kin = Trunk(common.pieces, n=sum(output.kin is None for output in held))
+        if len(held) > 1 and sum(len(piece) for piece in common.pieces if isinstance(piece, str)) > COMMON_PREFIX:
+            self._commit(kin, held[0].run.tags)
+        for output in held:
+            output.kin = output.kin or kin
+            self.send(output)
+            if output.finished:
+                self.ended(output)
+
+    def step(self) -> None:
+        """Takes what came by mail, else what a step of the backend gives."""
+        mail, self.mail = self.mail, []
+        self._take(mail or self._backend.step())
+
+    def _take(self, calls: Iterable[Call]) -> None:
+        """The backend has finished these. Those that others made and wait for are sent on to them."""
         for call in calls:
             output = self.open.pop(call, None)
             if output is None:
+                if call.owner is not None and call.owner is not self:
+                    call.owner.mail.append(call)
+                    call.owner.stirred()
                 continue
             if call.error is not None:
                 output.fail(CallError(f"{output.name} failed: {call.error}"))
@@ -109,11 +152,16 @@ class Calls:
             return
         run, expr = output.run, output.expr
         prefix, output.prefix = output.prefix, ()
+        if output.source is not None:
+            output.take(output.source)
+            return
         try:
             prompt = known(prefix)
             tags = run.tags if not run.calls else run.tags._replace(due=None)
             if output.trunk is not None and not output.trunk.committed:
                 self._commit(output.trunk, tags)
+            if output.kin is not None:
+                tags = tags._replace(siblings=output.kin.n, parent=output.kin.request)
             if isinstance(expr, Gen):
                 call = self._backend.generate(expr.name, prompt, output.sampling, tags)
             else:
@@ -124,7 +172,7 @@ class Calls:
         except Exception as error:
             output.fail(error)
             return
-        output.call = call
+        output.call, call.owner = call, self
         if output.watched:
             self._backend.watch(call)
         self.open[call] = output
@@ -132,10 +180,11 @@ class Calls:
         while owner is not None:
             owner.calls.append(call)
             owner = owner.parent
+        self.stirred()
 
     def _commit(self, trunk: Trunk, tags: Tags) -> None:
         trunk.committed = True
-        self._backend.commit(known(trunk.pieces), tags)
+        trunk.request = self._backend.commit(known(trunk.pieces), tags)
 
     def ended(self, output: Output) -> None:
         """Sends what waited for it, and wakes the programs that do."""

@@ -39,6 +39,7 @@ class Feature(enum.StrEnum):
     IGNORE_EOS = "ignore_eos"
     FORCED_OUTPUT = "forced_output"
     HINTS = "hints"
+    """Advice, so that nothing is refused where it is missing: it is left."""
 
 
 class NotServed(ValueError):

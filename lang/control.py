@@ -69,9 +69,7 @@ def switch(
     cond(s, value == first, then, lambda s: switch(s, value, dict(rest), otherwise))
 
 
-def loop(
-    s: Any, body: Callable[[Any, Any], None], *, limit: int, until: Callable[[Any], Any] | None = None
-) -> None:
+def loop(s: Any, body: Callable[[Any, Any], None], *, limit: int, until: Callable[[Any], Any] | None = None) -> None:
     """`body(s, i)` for i = 0, 1, ..., until `until(s)` is true after one, and at most `limit` times.
 
     What goes from one round to the next goes through `s`. Raises ValueError for a limit below 1.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from lang import async_runs
 from lang.abstract import is_abstract
 from lang.backends.base import Backend, Tags
+from lang.coroutines import executing
 from lang.program_run import ProgramRun
-from lang.runner import Runner, executing
+from lang.progress import progress
+from lang.runner import Runner
 from lang.sampling import NAMES, closest
 from lang.state import ProgramState
 from lang.tracing import current_tracer
@@ -37,15 +39,21 @@ class Program:
             )
         if taken := RESERVED & {parameter.name for parameter in parameters}:
             raise TypeError(f"{where}: run() needs the name {min(taken)!r} for itself; rename the argument")
+        if inspect.isasyncgenfunction(fn):
+            raise TypeError(f"{where}: a program can't be an async generator; write to s instead of yielding")
         self.fn = fn
+        self.is_async = inspect.iscoroutinefunction(fn)
         self.name = fn.__name__
         self.file = fn.__code__.co_filename
         """Where it is written."""
         self.__doc__ = fn.__doc__
-        self._signature = inspect.signature(fn)
-        self._names = tuple(parameter.name for parameter in parameters[1:])
-        self._own = frozenset(self._names)
         self.bound: Mapping[str, Any] = dict(bound or {})
+        self._set_signature(inspect.signature(fn))
+
+    def _set_signature(self, signature: inspect.Signature) -> None:
+        self._signature = signature
+        self._names = tuple(signature.parameters)[1:]
+        self._own = frozenset(self._names)
 
     def __repr__(self) -> str:
         return f"<program {self.name}>"
@@ -58,6 +66,12 @@ class Program:
         """
         tracer = current_tracer()
         if args and not is_abstract(args[0]) and isinstance(args[0], ProgramState):
+            inside = executing()
+            if self.is_async and inside is not None and not inside[1].program.is_async:
+                raise RuntimeError(
+                    f"program {self.name!r} is async: one that isn't can't await it; call it without a state and add "
+                    f"what it wrote, as in s += {self.name}(...)"
+                )
             return self.fn(args[0], *args[1:], **{**self.bound, **kwargs})
         if tracer is not None:
             if args and tracer.traces(args[0]):
@@ -145,6 +159,65 @@ class Program:
             raise run.error
         return run.state
 
+    async def run_async(
+        self, *args: Any, backend: Backend | None = None, stream: bool = False, **kwargs: Any
+    ) -> ProgramState:
+        """`run` in asyncio code: other tasks go on meanwhile. Cancelling it cancels the program.
+
+        All programs that run so on one event loop and one backend share its steps, which are made on the loop's thread.
+        """
+        own, sampling = self._split(self._named(args, kwargs))
+        tracer = current_tracer()
+        if tracer is not None:
+            return tracer.call(self, own, sampling, awaited=not stream)  # type: ignore[return-value]
+        chosen = _backend_here(backend)
+        if stream:
+            return async_runs.started(self, own, sampling, chosen).state
+        return (await async_runs.one(self, own, sampling, chosen)).state
+
+    @overload
+    def run_batch_async(
+        self,
+        batch: Sequence[Item],
+        *,
+        backend: Backend | None = None,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        generator_style: Literal[False] = False,
+        **sampling: Any,
+    ) -> Awaitable[list[ProgramState]]: ...
+
+    @overload
+    def run_batch_async(
+        self,
+        batch: Sequence[Item],
+        *,
+        backend: Backend | None = None,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        generator_style: Literal[True],
+        **sampling: Any,
+    ) -> AsyncIterator[ProgramState]: ...
+
+    def run_batch_async(
+        self,
+        batch: Sequence[Item],
+        *,
+        backend: Backend | None = None,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        generator_style: bool = False,
+        **sampling: Any,
+    ) -> Awaitable[list[ProgramState]] | AsyncIterator[ProgramState]:
+        """`run_batch` in asyncio code: to await, or with `generator_style` for `async for`.
+
+        Leaving it early cancels the rest.
+        """
+        items, defaults, limit = self._batch(batch, num_threads, sampling)
+        runs = async_runs.each(self, items, defaults, _backend_here(backend), limit, progress_bar)
+        states = (run.state async for run in runs)
+        return states if generator_style else _all_of(states)
+
     @overload
     def run_batch(
         self,
@@ -186,19 +259,25 @@ class Program:
         `num_threads`: programs at a time ("auto": all, the backend queues). There are no threads; the name is SGLang's.
         What all first calls begin with is cached before they are sent.
         """
+        items, defaults, limit = self._batch(batch, num_threads, sampling)
+        tracer = current_tracer()
+        if tracer is not None:
+            traced = [tracer.call(self, item, defaults, awaited=False) for item in items]
+            return iter(traced) if generator_style else traced  # type: ignore[return-value]
+        states = (run.state for run in self._runs(items, defaults, backend, limit, progress_bar))
+        return states if generator_style else list(states)
+
+    def _batch(
+        self, batch: Sequence[Item], num_threads: int | str, sampling: Mapping[str, Any]
+    ) -> tuple[list[Mapping[str, Any]], Mapping[str, Any], int | None]:
+        """Each item's arguments, defaults for the calls, how many at a time. Raises TypeError or ValueError."""
         own_in_sampling, defaults = self._split(sampling)
         if own_in_sampling:
             raise TypeError(f"program {self.name!r}: {min(own_in_sampling)!r} is its own argument; put it in each item")
         if num_threads != "auto" and (not isinstance(num_threads, int) or num_threads < 1):
             raise ValueError(f"num_threads={num_threads!r} is not allowed: it must be 'auto' or 1 or more")
         items = [self._item(i, item) for i, item in enumerate(batch)]
-        tracer = current_tracer()
-        if tracer is not None:
-            traced = [tracer.call(self, item, defaults, awaited=False) for item in items]
-            return iter(traced) if generator_style else traced  # type: ignore[return-value,arg-type]
-        limit = num_threads if isinstance(num_threads, int) else None
-        states = (run.state for run in self._runs(items, defaults, backend, limit, progress_bar))
-        return states if generator_style else list(states)
+        return items, defaults, num_threads if isinstance(num_threads, int) else None
 
     def _item(self, i: int, item: Item) -> Mapping[str, Any]:
         if not isinstance(item, Mapping | tuple | list):
@@ -240,6 +319,10 @@ class Program:
     ) -> Iterator[ProgramRun]:
         """In the order of `batch`; within a program it waits for all of them."""
         inside = executing()
+        if inside is not None and inside[1].program.is_async:
+            raise RuntimeError(
+                f"an async program must not block: await {self.name}.run_async(...) or run_batch_async(...) instead"
+            )
         if inside is not None and backend in (None, inside[0].backend):
             return iter(inside[0].run_inside(inside[1], self, batch, sampling, limit))
         return self._all(batch, sampling, backend, limit, progress_bar)
@@ -261,7 +344,7 @@ class Program:
             while len(runs) < len(batch) and (limit is None or runner.active < limit):
                 runs.append(runner.start(self, batch[len(runs)], name=f"{self.name}-{len(runs)}", sampling=sampling))
 
-        with _progress(self.name, len(batch) if progress_bar else 0) as advance:
+        with progress(self.name, len(batch) if progress_bar else 0) as advance:
             with runner.together():
                 start()
             while given < len(batch):
@@ -278,22 +361,13 @@ class Program:
         return Runner(backend or default_backend()).start(self, kwargs, sampling=sampling)
 
 
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar to advance; none for a total of 0."""
-    if not total:
-        yield lambda _: None
-        return
-    from rich.progress import Progress
-
-    with Progress() as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda n: progress.advance(task, n)
-
-
 def function(fn: Callable[..., Any]) -> Program:
     """Makes a program: `@function` over `def name(s, ...)`."""
     return Program(fn)
+
+
+async def _all_of(states: AsyncIterator[ProgramState]) -> list[ProgramState]:
+    return [state async for state in states]
 
 
 _default: list[Backend] = []
@@ -307,6 +381,12 @@ def set_default_backend(backend: Backend | None) -> None:
 def flush_cache(backend: Backend | None = None) -> None:
     """Forgets the cached prefixes of the backend, or of the default one."""
     (backend or default_backend()).flush_cache()
+
+
+def _backend_here(backend: Backend | None) -> Backend:
+    """The one given, else that of the program that asks, else the default."""
+    inside = executing()
+    return backend or (inside[0].backend if inside is not None else default_backend())
 
 
 def default_backend() -> Backend:

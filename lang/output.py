@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,16 +13,20 @@ from lang.prompt import Piece
 from lang.sampling import Sampling
 
 if TYPE_CHECKING:
-    from lang.program_run import ProgramRun
+    from lang.program_run import ProgramRun, Waiter
 
 
 @dataclass(slots=True, eq=False)
 class Trunk:
-    """What the branches of a fork have in common."""
+    """What the branches of a fork have in common, or the first calls of a batch."""
 
     pieces: tuple[Piece | Output, ...]
+    n: int = 1
+    """How many there are."""
     committed: bool = False
     """The backend was told to cache it."""
+    request: int | None = None
+    """The backend's number of the request that computes it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +42,9 @@ class Output:
     prefix: tuple[Piece | Output, ...]
     """What stands before it. Forgotten once the call is sent."""
     trunk: Trunk | None = None
+    """What is cached before it."""
+    kin: Trunk | None = None
+    """It is the first call of a branch of this, or of a run in a batch."""
     source: Source | None = None
     """Where the answer comes from, if not from a call of its own."""
     call: Call | None = None
@@ -49,7 +57,7 @@ class Output:
     """Outputs before it that aren't finished."""
     followers: list[Output] = field(default_factory=list)
     """Those that wait for this one."""
-    waiters: list[ProgramRun] = field(default_factory=list)
+    waiters: list[Waiter] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -88,6 +96,15 @@ class Output:
         call = self.done()
         return list(call.texts) if len(call.texts) > 1 else call.text
 
+    def take(self, source: Source) -> None:
+        """What the other output has is this one's answer."""
+        other = source.output
+        if other.problem is not None:
+            self.problem = other.problem
+            return
+        call = other.done()
+        self.call = call if source.sample is None else sample_of(call, source.sample, self.expr.name)
+
     def fail(self, problem: Exception) -> None:
         problem.add_note(f"the call was made at {self.line}")
         self.problem = problem
@@ -97,7 +114,31 @@ class Source(NamedTuple):
     """Another output, one of whose samples is the answer."""
 
     output: Output
-    sample: int
+    sample: int | None = None
+    """Of a call for several; None: the answer as it is."""
+
+
+def sample_of(call: Call, i: int, name: str | None) -> Call:
+    """The call that would have given the i-th sample alone, as far as the backend tells samples apart."""
+    meta = dict(call.sample_meta[i]) if call.sample_meta else {**call.meta, "completion_tokens": None}
+    return dataclasses.replace(
+        call,
+        name=name,
+        texts=(call.texts[i],),
+        partial="",
+        meta=meta,
+        requests=call.requests[i : i + 1],
+        sample_meta=(),
+    )
+
+
+def settled(expr: Gen | Select, run: ProgramRun, where: tuple[str, int], text: str) -> Output:
+    """What needs no call."""
+    sampling = run.sampling.over(expr.sampling) if isinstance(expr, Gen) else run.sampling
+    output = Output(expr, sampling, run, where, ())
+    meta = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "finish_reason": "stop", "forced": True}
+    output.call = Call(name=expr.name, prompt="", tags=run.tags, finished=True, texts=(text,), meta=meta)
+    return output
 
 
 class Gathered(NamedTuple):
@@ -132,7 +173,7 @@ class FirstOf:
 
     def __init__(self, outputs: Sequence[Output]) -> None:
         self._outputs = [output for output in outputs if not output.finished]
-        self.waiters: list[ProgramRun] = []
+        self.waiters: list[Waiter] = []
 
     @property
     def finished(self) -> bool:

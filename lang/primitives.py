@@ -86,6 +86,13 @@ def parts_of(part: object) -> tuple[Leaf, ...]:
     )
 
 
+def written_parts(part: object) -> tuple[str | Gen | Select | Image | RoleMark, ...]:
+    """As `parts_of`, where the program runs: what is movable stays in its place."""
+    parts = parts_of(part)
+    flat = [inner for one in parts for inner in (one.parts if isinstance(one, Movable) else (one,))]
+    return tuple(flat)
+
+
 def image(source: str | Path | bytes) -> Concat:
     """A picture, of a file or its bytes. Raises ValueError for what is no PNG, JPEG, GIF or WebP."""
     if is_abstract(source):

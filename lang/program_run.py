@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from asyncio import Task
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Union
 
 from lang.backends.base import Call, Tags
-from lang.output import Output
+from lang.output import Output, Trunk
 from lang.sampling import Sampling
 
 if TYPE_CHECKING:
+    from lang.calls import Group
     from lang.function import Program
     from lang.state import ProgramState
+
+
+class Sleeper(Protocol):
+    """Who waits on an event loop."""
+
+    def wake(self) -> None: ...
+
+
+Waiter = Union["ProgramRun", Sleeper]
 
 
 class Awaited(Protocol):
     """What a program can wait for."""
 
-    waiters: list[ProgramRun]
+    waiters: list[Waiter]
 
     @property
     def finished(self) -> bool: ...
@@ -47,13 +58,24 @@ class ProgramRun:
     parent: ProgramRun | None = None
     children: list[ProgramRun] = field(default_factory=list)
     """The programs it ran."""
+    kin: Trunk | None = None
+    """Its first call is made together with those of others."""
     outputs: list[Output] = field(default_factory=list)
     """Of all its streams, in the order written."""
     failed_at: str = ""
     """Of a graph: path:line of the operation that failed."""
-    waiters: list[ProgramRun] = field(default_factory=list)
+    waiters: list[Waiter] = field(default_factory=list)
+    group: Group | None = None
+    """Where its calls are held back for a while."""
+    progress: Progress | None = None
+    """Its next step, if somebody waits for it."""
     _waits_for: Awaited | None = None
     _greenlet: Any = None
+    """Of a program that isn't async."""
+    _coroutine: Coroutine[Any, Any, None] | None = None
+    """Of an async one, where a plain Runner drives it."""
+    _task: Task[None] | None = None
+    """Of an async one on an event loop."""
 
     @property
     def due(self) -> float:
@@ -74,9 +96,17 @@ class Growth:
 
     def __init__(self, output: Output, seen: int) -> None:
         self.output = output
-        self.waiters: list[ProgramRun] = []
+        self.waiters: list[Waiter] = []
         self._seen = seen
 
     @property
     def finished(self) -> bool:
         return self.output.finished or len(self.output.partial) > self._seen
+
+
+class Progress:
+    """A program has written something, or is over."""
+
+    def __init__(self) -> None:
+        self.waiters: list[Waiter] = []
+        self.finished = False

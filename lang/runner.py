@@ -1,10 +1,12 @@
 """Runs many programs on one thread: each is a greenlet that gives way when it needs an answer that isn't there yet.
 
-Nothing here depends on time or on a thread's whims, so the order in which calls reach the backend can be repeated.
+Async ones are coroutines instead, which give way where they await (see `lang.coroutines`). Nothing here depends on time
+or on a thread's whims, so the order in which calls reach the backend can be repeated.
 """
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from lang import coroutines
 from lang.backends.base import Backend, Tags
 from lang.calls import Calls
-from lang.output import FirstOf, Output
-from lang.program_run import Awaited, Growth, ProgramRun
+from lang.coroutines import executing
+from lang.output import FirstOf, Output, Trunk
+from lang.program_run import Awaited, Growth, ProgramRun, Progress
 from lang.sampling import Sampling, overrides
 from lang.state import ProgramState
 
@@ -38,6 +42,8 @@ class Runner:
         self._finished: list[ProgramRun] = []
         self._started = 0
         self._growths: list[Growth | FirstOf] = []
+        self._resting: list[ProgramRun] = []
+        """Go on after the next step, whatever it brings."""
 
     @property
     def active(self) -> int:
@@ -80,8 +86,11 @@ class Runner:
     def advance(self) -> None:
         """One step of the backend, and of the programs whose answers came. Nothing when no program runs."""
         self._hub = getcurrent()
-        if self.calls.open:
-            self.calls.take(self.backend.step())
+        if self.calls.open or self._resting:
+            if self.calls.open:
+                self.calls.step()
+            self._ready.extend(self._resting)
+            self._resting.clear()
             self._wake_readers()
             self._drain()
         elif self._running:
@@ -95,17 +104,18 @@ class Runner:
         """
         if run.finished:
             return
-        if getcurrent() is run._greenlet:
+        if getcurrent() is run._greenlet or getattr(run._coroutine, "cr_running", False):
             raise RuntimeError(f"program {run.name!r} can't cancel itself; return or raise instead")
-        run.status = "cancelled"
-        self._give_up(run)
-        if run in self._ready:
-            self._ready.remove(run)
+        self.mark_cancelled(run)
+        for queue in (self._ready, self._resting):
+            if run in queue:
+                queue.remove(run)
+        coroutines.stop(self, run)
         greenlet_ = run._greenlet
         if greenlet_:
             greenlet_.parent = getcurrent()
             greenlet_.throw(GreenletExit)
-        self._end(run)
+        self.end(run)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -120,23 +130,48 @@ class Runner:
         """Until it is finished: gives way inside a program, steps the backend outside."""
         inside = executing()
         while not on.finished:
+            if inside is not None and inside[1].program.is_async:
+                raise coroutines.would_block(on)
             if inside is None or inside[0] is not self:
                 self.advance()
                 continue
             run = inside[1]
             if run.finished:
-                raise RuntimeError(f"program {run.name!r} was {run.status} before this call finished")
+                raise coroutines.over(run)
             run._waits_for = on
             on.waiters.append(run)
             self._hub.switch()
 
-    def wait_for_more(self, output: Output, seen: int) -> None:
-        """Until there is more of its text than `seen` characters, or it is finished."""
+    async def until(self, on: Awaited) -> None:
+        """As `wait`, in async code; outside of a program other tasks have their turn after each step."""
+        while not on.finished:
+            inside = executing()
+            if inside is None or inside[0] is not self:
+                self.advance()
+                await asyncio.sleep(0)
+                continue
+            if inside[1].finished:
+                raise coroutines.over(inside[1])
+            await coroutines.Until(on)
+
+    def growth(self, output: Output, seen: int) -> Growth:
+        """Finished when there is more of its text than `seen` characters, or all of it."""
         self.watch(output)
         growth = Growth(output, seen)
         if not growth.finished:
             self._growths.append(growth)
-            self.wait(growth)
+        return growth
+
+    def wrote(self, run: ProgramRun) -> None:
+        """The program wrote something, or is over: who waits for that goes on."""
+        if run.progress is not None:
+            progress, run.progress = run.progress, None
+            progress.finished = True
+            self._wake(progress)
+
+    def progress_of(self, run: ProgramRun) -> Progress:
+        run.progress = run.progress or Progress()
+        return run.progress
 
     def wait_for_first(self, first: FirstOf) -> None:
         """Until one of the outputs is finished."""
@@ -176,11 +211,17 @@ class Runner:
         sampling: Mapping[str, Any] | None = None,
     ) -> ProgramRun:
         """Runs a program until it first waits; then `outer`, which called it, goes on."""
-        run = self._new(program, kwargs, self._tags_within(outer), sampling, parent=outer)
+        run = self._new(program, kwargs, self._tags_within(outer, program), sampling, parent=outer)
+        if outer.program.is_async:
+            self._resume(run)
+            return run
         self._ready.appendleft(outer)
         outer._waits_for = None
-        run._greenlet.parent = self._hub
-        run._greenlet.switch()
+        if program.is_async:
+            self._ready.appendleft(run)
+            self._hub.switch()
+        else:
+            self._resume(run)
         return run
 
     def run_inside(
@@ -192,21 +233,62 @@ class Runner:
         limit: int | None,
     ) -> list[ProgramRun]:
         """Runs programs, at most `limit` at a time, from within `outer`, which waits for all of them."""
-        tags = self._tags_within(outer)
         runs: list[ProgramRun] = []
-        for i, kwargs in enumerate(batch):
-            if limit is not None and i >= limit:
-                self.wait(runs[i - limit])
-            runs.append(self._new(program, kwargs, tags, sampling, parent=outer))
-            self._ready.append(runs[-1])
-        for run in runs:
-            self.wait(run)
+        for before in self._started_inside(outer, program, batch, sampling, limit, runs):
+            self.wait(before)
         return runs
+
+    async def run_inside_async(
+        self,
+        outer: ProgramRun,
+        program: Program,
+        batch: Sequence[Mapping[str, Any]],
+        sampling: Mapping[str, Any],
+        limit: int | None,
+    ) -> list[ProgramRun]:
+        """The same from within an async program. When it is given up, so are they."""
+        runs: list[ProgramRun] = []
+        try:
+            for before in self._started_inside(outer, program, batch, sampling, limit, runs):
+                await self.until(before)
+        except BaseException:
+            await self.cancel_all(runs)
+            raise
+        return runs
+
+    async def cancel_all(self, runs: Sequence[ProgramRun]) -> None:
+        """Those that haven't finished. Returns once their cleanup is done."""
+        for run in runs:
+            self.cancel(run)
+
+    def launch(self, run: ProgramRun) -> None:
+        """Has a new run begin soon."""
+        self._ready.append(run)
 
     # ---- programs
 
-    def _tags_within(self, outer: ProgramRun) -> Tags:
-        return outer.tags._replace(due=None) if outer.calls else outer.tags
+    def _started_inside(
+        self,
+        outer: ProgramRun,
+        program: Program,
+        batch: Sequence[Mapping[str, Any]],
+        sampling: Mapping[str, Any],
+        limit: int | None,
+        runs: list[ProgramRun],
+    ) -> Iterator[ProgramRun]:
+        """Fills `runs`. Yields each run that must be over before it goes on, in the end all."""
+        tags = self._tags_within(outer, program)
+        together = Trunk((), n=min(limit or len(batch), len(batch)))
+        for i, kwargs in enumerate(batch):
+            if limit is not None and i >= limit:
+                yield runs[i - limit]
+            runs.append(self._new(program, kwargs, tags, sampling, parent=outer))
+            runs[-1].kin = together if i < together.n else None
+            self.launch(runs[-1])
+        yield from runs
+
+    def _tags_within(self, outer: ProgramRun, program: Program) -> Tags:
+        return outer.tags._replace(due=None if outer.calls else outer.tags.due, agent=program.name)
 
     def _new(
         self,
@@ -231,8 +313,9 @@ class Runner:
         )
         self._started += 1
         run.state = ProgramState(self, run)
-        run._greenlet = _RunGreenlet(lambda: self._body(run))
-        run._greenlet.run_of = (self, run)
+        run.group = self.calls.gathering if parent is None else parent.group
+        if not program.is_async:
+            run._greenlet = greenlet(lambda: self._body(run))
         self._running.add(run)
         if parent is not None:
             parent.children.append(run)
@@ -243,11 +326,23 @@ class Runner:
         while self._ready:
             run = self._ready.popleft()
             run._waits_for = None
+            self._resume(run)
+
+    def _resume(self, run: ProgramRun) -> None:
+        """Until it waits for something, or is over."""
+        if run.program.is_async:
+            coroutines.resume(self, run)
+        else:
             run._greenlet.parent = self._hub
             run._greenlet.switch()
 
+    def rest(self, run: ProgramRun) -> None:
+        """It goes on after the next step."""
+        self._resting.append(run)
+
     def _body(self, run: ProgramRun) -> None:
         """What the program's greenlet does."""
+        coroutines.enter(self, run)
         try:
             run.state.ret_value = run.program.fn(run.state, **run.args)
             run.state.text()
@@ -257,14 +352,19 @@ class Runner:
             if not run.finished:
                 run.status = "done"
         except (Exception, GreenletExit) as error:
-            self._fail(run, error)
+            self.mark_failed(run, error)
         except BaseException as error:
-            self._fail(run, error)
+            self.mark_failed(run, error)
             raise
         finally:
-            self._end(run)
+            self.end(run)
 
-    def _fail(self, run: ProgramRun, error: BaseException) -> None:
+    def mark_cancelled(self, run: ProgramRun) -> None:
+        if not run.finished:
+            run.status = "cancelled"
+            self._give_up(run)
+
+    def mark_failed(self, run: ProgramRun, error: BaseException) -> None:
         if run.finished:  # cancelled: what its cleanup raises is of no interest
             return
         run.status, run.error = "failed", error
@@ -279,7 +379,7 @@ class Runner:
         for output in run.outputs:
             self.calls.give_up(output, f"its program was {run.status}")
 
-    def _end(self, run: ProgramRun) -> None:
+    def end(self, run: ProgramRun) -> None:
         if run not in self._running:
             return
         run.finished_at = self.backend.clock.now()
@@ -287,12 +387,15 @@ class Runner:
         if run.parent is None:
             self._finished.append(run)
         self._wake(run)
+        self.wrote(run)
 
     def _wake(self, awaited: Awaited) -> None:
-        for run in awaited.waiters:
-            if run._waits_for is awaited and not run.finished:
-                run._waits_for = None
-                self._ready.append(run)
+        for waiter in awaited.waiters:
+            if not isinstance(waiter, ProgramRun):
+                waiter.wake()
+            elif waiter._waits_for is awaited and not waiter.finished:
+                waiter._waits_for = None
+                self._ready.append(waiter)
         awaited.waiters.clear()
 
     def _wake_readers(self) -> None:
@@ -301,16 +404,6 @@ class Runner:
                 if growth.finished:
                     self._wake(growth)
             self._growths = [growth for growth in self._growths if not growth.finished]
-
-
-class _RunGreenlet(greenlet):
-    run_of: tuple[Runner, ProgramRun]
-
-
-def executing() -> tuple[Runner, ProgramRun] | None:
-    """The program that is executing now, if one is, and its runner."""
-    here = getcurrent()
-    return here.run_of if isinstance(here, _RunGreenlet) else None
 
 
 def _own_line(run: ProgramRun, error: BaseException) -> str:

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lang import awaiting, hinting
 from lang.abstract import caller
 from lang.group import ProgramStateGroup
-from lang.output import Gathered, Later, MetaOf, Output, Source, Span, ToolCallsOf, Trunk
-from lang.primitives import Gen, Movable, Select, assistant, parts_of, system, user
+from lang.output import Gathered, Later, MetaOf, Output, Source, Span, ToolCallsOf, Trunk, settled
+from lang.primitives import Gen, Select, assistant, system, user, written_parts
 from lang.prompt import Image, Piece, Prompt, RoleMark
 from lang.sampling import closest
 from lang.streaming import growing, growing_aside
@@ -37,6 +38,8 @@ class ProgramState:
         self._role: str | None = None
         self._scopes: list[tuple[str, list[Piece | Output]]] = []
         self._trunk: Trunk | None = None
+        self._kin: Trunk | None = None
+        self._pinned: list[Prompt] = []
         self._closed = ""
         self._line: tuple[str, int] | None = None
         """The program's own line, where it isn't the one that is being executed: a graph's."""
@@ -50,7 +53,7 @@ class ProgramState:
             raise RuntimeError(f"this {self._closed}: nothing can be added to it")
         if isinstance(part, ProgramState):
             part._whole()
-        for piece in tuple(part._pieces) if isinstance(part, ProgramState) else parts_of(part):
+        for piece in tuple(part._pieces) if isinstance(part, ProgramState) else written_parts(part):
             self._add(piece)
         return self
 
@@ -91,8 +94,9 @@ class ProgramState:
         """`n` branches, each beginning with all that is here; their calls run side by side."""
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"fork({n!r}) is not allowed: it takes the number of branches, 1 or more")
-        trunk = Trunk(self._prefix()) if n > 1 and self._pieces else self._trunk
-        return ProgramStateGroup(self, [self._branch(trunk) for _ in range(n)])
+        kin = Trunk(self._prefix(), n) if n > 1 else None
+        trunk = kin if kin is not None and self._pieces else self._trunk
+        return ProgramStateGroup(self, [self._branch(trunk, kin) for _ in range(n)])
 
     @contextmanager
     def copy(self) -> Iterator[ProgramState]:
@@ -103,13 +107,13 @@ class ProgramState:
         finally:
             group.join()
 
-    def _branch(self, trunk: Trunk | None) -> ProgramState:
+    def _branch(self, trunk: Trunk | None, kin: Trunk | None) -> ProgramState:
         branch = ProgramState(self._runner, self._run)
         branch._pieces = list(self._pieces)
         branch._outputs = list(self._outputs)
         branch._variables = dict(self._variables)
         branch._role = self._role
-        branch._trunk = trunk
+        branch._trunk, branch._kin = trunk, kin
         return branch
 
     # ---- reading
@@ -121,8 +125,17 @@ class ProgramState:
         """
         return self._value(self._variable(name))
 
+    async def get(self, name: str) -> Any:
+        """`s[name]` in async code: awaits what makes it. Raises as that does."""
+        return await awaiting.get(self, name)
+
+    async def ready(self) -> None:
+        """`sync` in async code: after it, all that is here can be read without awaiting. Raises nothing."""
+        await awaiting.ready(self)
+
     def __setitem__(self, name: str, value: Any) -> None:
         self._variables[name] = value
+        self._runner.wrote(self._run)
 
     def set_var(self, name: str, value: Any) -> None:
         """`s[name] = value`."""
@@ -170,13 +183,28 @@ class ProgramState:
         """
         return growing_aside(self, name, return_meta_data)
 
+    # ---- telling of what is to come
+
+    def prefetch(self, steps: int, prompt: object = None) -> None:
+        """Tells the backend that a call which begins with all that is here, as far as it is known now, comes in about
+        `steps` calls; or one that begins with `prompt` (text, images, roles). Advice: it changes no answer."""
+        hinting.prefetch(self, steps, prompt)
+
+    def pin(self, seconds: float) -> None:
+        """Asks the backend to keep what is here, as far as it is known now, for so many seconds of its clock."""
+        hinting.pin(self, seconds)
+
+    def unpin(self) -> None:
+        """Takes back what this state has pinned."""
+        hinting.unpin(self)
+
+    def end_conversation(self) -> None:
+        """Tells the backend that nothing more comes of the run's conversation. Raises ValueError when it has none."""
+        hinting.end_conversation(self)
+
     # ---- within
 
     def _add(self, piece: object) -> None:
-        if isinstance(piece, Movable):
-            for part in piece.parts:
-                self._add(part)
-            return
         if isinstance(piece, Gen | Select):
             self._add_call(piece)
             return
@@ -188,6 +216,7 @@ class ProgramState:
         self._pieces.append(piece)
         for _, scope in self._scopes:
             scope.append(piece)
+        self._runner.wrote(self._run)
 
     def _add_open(self, piece: object) -> None:
         """As `_add`. Raises RuntimeError when nothing may be added any more."""
@@ -200,9 +229,29 @@ class ProgramState:
         if self._closed:
             raise RuntimeError(f"this {self._closed}: nothing can be added to it")
         where = self._line or caller()
-        output = self._runner.calls.submit(self._run, expr, self._prefix(), where, self._trunk, source)
+        kin, self._kin = self._kin, None
+        output = self._runner.calls.submit(self._run, expr, self._prefix(), where, self._trunk, kin, source)
         self._add_output(output)
         return output
+
+    def _add_settled(self, expr: Gen | Select, text: str) -> Output:
+        """The answer is known: no call is made."""
+        output = settled(expr, self._run, self._line or caller(), text)
+        self._add_output(output)
+        return output
+
+    def _add_first_sample(self, expr: Gen, n: int) -> Output:
+        """The first of n samples of one call; `_add_sample` gives the others."""
+        asked = Gen(expr.name, {**expr.sampling, "n": n})
+        where = self._line or caller()
+        kin, self._kin = self._kin, None
+        call = self._runner.calls.submit(self._run, asked, self._prefix(), where, self._trunk, kin)
+        return self._add_call(expr, Source(call, 0))
+
+    def _add_sample(self, expr: Gen, first: Output, i: int) -> Output:
+        if first.source is None or first.source.sample is None:
+            return self._add_call(expr)
+        return self._add_call(expr, Source(first.source.output, i))
 
     def _add_output(self, output: Output) -> None:
         if output.expr.name is not None:
@@ -301,4 +350,3 @@ class ProgramState:
             call = held.output.done()
             return call.meta if isinstance(held, MetaOf) else call.tool_calls
         return held
-

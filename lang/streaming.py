@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,22 +25,21 @@ def growing(state: ProgramState, name: str | None) -> Iterator[str]:
         if isinstance(news, str):
             yield news
         elif news.output is not None:
-            runner.wait_for_more(news.output, news.seen)
+            runner.wait(runner.growth(news.output, news.seen))
         else:
             runner.let_go_on(state._run)
 
 
 async def growing_aside(state: ProgramState, name: str | None, with_meta: bool) -> AsyncIterator[Any]:
-    """As `growing`; other tasks have their turn after every step."""
+    """As `growing`, for async code."""
     runner = state._runner
     for news in _news(state, name):
         if isinstance(news, str):
             yield (news, _meta(state, name)) if with_meta else news
-            continue
-        if news.output is not None:
-            runner.watch(news.output)
-        runner.advance()
-        await asyncio.sleep(0)
+        elif news.output is not None:
+            await runner.until(runner.growth(news.output, news.seen))
+        else:
+            await runner.until(runner.progress_of(state._run))
 
 
 def _news(state: ProgramState, name: str | None) -> Iterator[str | Waits]:

@@ -103,7 +103,9 @@ class RequestView(Protocol):
     program: str
     agent: str
     parent: int | None
+    """Id of the request that computes what it and its siblings begin with, where there is one."""
     siblings: int
+    """Requests submitted together with it, itself included: samples of a prompt, branches of a fork, a batch."""
     priority: int
     """Larger goes first."""
     deadline: float | None

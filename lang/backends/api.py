@@ -38,6 +38,19 @@ class AnswerError(RuntimeError):
     """The server answered, but not what was asked for."""
 
 
+class News:
+    """What the calls' thread has to tell, and who wants to hear at once that there is something."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[tuple[Call, str | Answer | Exception]] = queue.SimpleQueue()
+        self.tell: Callable[[], None] | None = None
+
+    def put(self, call: Call, outcome: str | Answer | Exception) -> None:
+        self.queue.put((call, outcome))
+        if (tell := self.tell) is not None:
+            tell()
+
+
 Grow = Callable[[str], None]
 """Tells of more text of the first sample."""
 Work = Callable[[Grow], Coroutine[Any, Any, Answer]]
@@ -68,7 +81,7 @@ class ApiBackend(Backend):
         self.style = style
         self.clock = WallClock()
         self._slots = asyncio.Semaphore(concurrency)
-        self._news: queue.SimpleQueue[tuple[Call, str | Answer | Exception]] = queue.SimpleQueue()
+        self._news = News()
         self._open: dict[Call, concurrent.futures.Future[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -99,15 +112,25 @@ class ApiBackend(Backend):
         return self._start(name, prompt, tags, self._selection(prompt, choices, method))
 
     def step(self) -> list[Call]:
-        """Waits a moment for news: text that grew (`Call.partial`), or calls that ended, returned as they came."""
+        """Takes the news: text that grew (`Call.partial`), or calls that ended, returned as they came.
+
+        Waits a moment for some, unless somebody is told when there is any (`notify`).
+        """
         if not self._open:
             return []
         try:
-            news = [self._news.get(timeout=STEP_S)]
+            news = [self._news.queue.get(block=self._news.tell is None, timeout=STEP_S)]
         except queue.Empty:
             return []
-        news += [self._news.get_nowait() for _ in range(self._news.qsize())]
+        news += [self._news.queue.get_nowait() for _ in range(self._news.queue.qsize())]
         return list(self._tell(news))
+
+    def notify(self, tell: Callable[[], None] | None) -> bool:
+        """Each time the calls' thread has news; at once if it had some before."""
+        self._news.tell = tell
+        if tell is not None and not self._news.queue.empty():
+            tell()
+        return True
 
     def abort(self, call: Call) -> None:
         task = self._open.pop(call, None)
@@ -117,16 +140,13 @@ class ApiBackend(Backend):
     def commit(self, prompt: Prompt, tags: Tags) -> None:
         """Nothing: servers keep what they were sent, and a request only to that end would cost as much as it saves."""
 
-    def hint(self, hint: object) -> None:
-        """Nothing: their protocols have no words for what is to come."""
-
     def close(self) -> None:
         """Calls under way fail; the backend takes no more."""
         if self._closed:
             return
         self._closed = True
         for call in self._open:
-            self._news.put((call, AnswerError("the backend was closed")))
+            self._news.put(call, AnswerError("the backend was closed"))
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(timeout=30)
             self._stop()
@@ -178,7 +198,7 @@ class ApiBackend(Backend):
 
 async def _run(
     slots: asyncio.Semaphore,
-    news: queue.SimpleQueue[tuple[Call, str | Answer | Exception]],
+    news: News,
     call: Call,
     work: Work,
 ) -> None:
@@ -186,10 +206,10 @@ async def _run(
     outcome: Answer | Exception
     try:
         async with slots:
-            outcome = await work(lambda text: news.put((call, text)))
+            outcome = await work(lambda text: news.put(call, text))
     except Exception as error:
         outcome = error
-    news.put((call, outcome))
+    news.put(call, outcome)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

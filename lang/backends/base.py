@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from lang.capabilities import Capabilities, NotServed
 from lang.choices import ChoicesMethod
+from lang.hints import Hint
 from lang.prompt import PLAIN, ChatStyle, Prompt
 from lang.sampling import Sampling
 from lang.tools import ToolCall
@@ -36,6 +37,12 @@ class Tags(NamedTuple):
     priority: int = 0
     due: float | None = None
     """Seconds: when the call was due; None: now."""
+    agent: str = ""
+    """The program that makes the call, where another runs it: `program` names the outer one."""
+    siblings: int = 1
+    """How many calls were submitted together, this one included: one for each branch of a fork, or run of a batch."""
+    parent: int | None = None
+    """The request (as `commit` named it) that computes what the siblings begin with."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -63,7 +70,11 @@ class Call:
     meta: dict[str, Any] = field(default_factory=dict)
     """prompt_tokens, cached_tokens, completion_tokens (sums over its requests), finish_reason; a select adds
     choices, normalized_prompt_logprobs (mean a token, one a choice) and input_token_logprobs."""
+    sample_meta: tuple[dict[str, Any], ...] = ()
+    """For n > 1, where the backend knows it: the meta info that each sample would have alone."""
     error: str | None = None
+    owner: Any = None
+    """Who made it and waits for it (`lang.calls.Calls`)."""
     requests: list[Any] = field(default_factory=list)
     """The backend's own records, in the order submitted: `engine.request.Request` for the engine."""
 
@@ -110,12 +121,27 @@ class Backend(Protocol):
     def watch(self, call: Call) -> None:
         """Somebody reads the call's `partial` from now on. Backends that fill it in anyway needn't care."""
 
-    def commit(self, prompt: Prompt, tags: Tags) -> None:
-        """Calls with this prefix follow: have it cached first. By default nothing happens."""
+    def commit(self, prompt: Prompt, tags: Tags) -> int | None:
+        """Calls with this prefix follow: have it cached first. By default nothing happens.
 
-    def hint(self, hint: object) -> None:
-        """Tells what is known of calls to come. By default nothing happens."""
+        Returns the number of the request that computes it, for `Tags.parent`; None where there is none.
+        """
+        return None
+
+    def hint(self, hint: Hint, tags: Tags) -> None:
+        """Tells what is known of calls to come. It is advice and changes no answer: by default it is left."""
         return
+
+    def notify(self, tell: Callable[[], None] | None) -> bool:
+        """Has `tell` called, from any thread, when there is something for `step` to return; None: no more.
+
+        False, the default: it works only while it is stepped.
+        """
+        return False
+
+    def rest(self) -> float:
+        """Seconds for which `step` would only sleep, so that whoever has something else to do can do it meanwhile."""
+        return 0.0
 
     def flush_cache(self) -> None:
         """Forgets cached prefixes that no call under way uses. Raises NotServed where there is no cache to flush."""

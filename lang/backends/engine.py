@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.chat_template import load_chat_template
-from engine.clock import Clock
+from engine.clock import Clock, WallClock
 from engine.constraints import Grammar, ToolChoice, json_schema, regex
 from engine.control_tokens import ControlTokens
 from engine.detokenizer import OutputText
+from engine.policies import base as policies
 from engine.request import FinishReason, Request, RequestError, SamplingParams
 from engine.server.tool_calls import CallArguments, CallEnd, CallStart, Content, ToolCallParser
 from engine.server.tool_formats import HERMES, ToolFormat, choose_tool_format, make_tool
@@ -23,6 +24,7 @@ from lang.backends.scoring import Scoring, common_length
 from lang.capabilities import Capabilities, Feature
 from lang.chat_style import NoStyle, style_of
 from lang.choices import ChoicesMethod
+from lang.hints import ConversationEnd, Hint, Pin, Prefetch, Unpin
 from lang.prompt import PLAIN, ChatStyle, Prompt, RoleMark
 from lang.sampling import NAMES, Sampling
 from lang.tools import ToolCall
@@ -34,7 +36,6 @@ _SHARED = tuple(f.name for f in dataclasses.fields(SamplingParams) if f.name in 
 """Sampling values that the engine knows by the same name."""
 MISSING = {
     Feature.IMAGES: "none of its models takes images; describe the picture in text",
-    Feature.HINTS: "its policies hear nothing from programs; run_batch and fork have their prefixes cached first",
 }
 
 
@@ -101,10 +102,11 @@ class EngineBackend(Backend):
                 )
             prompts += [(before + tokens[start:], len(before)) for tokens in joined]
         call = Call(name=name, prompt=text, request=prompt, tags=tags)
+        placed = _placed(tags._replace(siblings=tags.siblings * len(prompts)))
         try:
             for tokens, first in prompts:
                 params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=first)
-                call.requests += self.engine.add(tokens, params, **_placed(tags))
+                call.requests += self.engine.add(tokens, params, **placed)
         except RequestError:
             for request in call.requests:
                 self.engine.abort(request)
@@ -139,12 +141,43 @@ class EngineBackend(Backend):
         self._growing[call] = following = self._follow(call.requests[0])
         call.partial += following.new()
 
-    def commit(self, prompt: Prompt, tags: Tags) -> None:
+    def commit(self, prompt: Prompt, tags: Tags) -> int | None:
         """Computes the prefix, unless it is cached. One that can't be is left to the calls that begin with it, which
         say why."""
         with contextlib.suppress(ValueError):
             tokens = self._chat.encode(prompt, prompt.text(self.style))
-            self.engine.add(tokens, SamplingParams(max_tokens=0), **_placed(tags))
+            return self.engine.add(tokens, SamplingParams(max_tokens=0), **_placed(tags))[0].id
+        return None
+
+    def hint(self, hint: Hint, tags: Tags) -> None:
+        """Passes it to the policies. A prefix comes to them as the tokens that calls beginning with it will have, but
+        for its last one: that may merge with what follows. One that has no tokens here (images, say) is left."""
+        if isinstance(hint, ConversationEnd):
+            self.engine.hint(policies.ConversationEnd(hint.id))
+            return
+        tokens = self._prefix_tokens(hint.prefix)
+        if not tokens:
+            return
+        match hint:
+            case Prefetch(steps=steps):
+                self.engine.hint(policies.Prefetch(tokens, steps, tags.namespace))
+            case Pin(until=until):
+                self.engine.hint(policies.Pin(tokens, until, tags.namespace))
+            case Unpin():
+                self.engine.hint(policies.Unpin(tokens, tags.namespace))
+
+    def _prefix_tokens(self, prompt: Prompt) -> list[int]:
+        """Empty for a prompt that can't be encoded, and where nobody listens."""
+        if self.engine.tokenizer is None or prompt.images or not self.engine.config.hints:
+            return []
+        with contextlib.suppress(ValueError):
+            return self._chat.tokens(prompt, prompt.text(self.style))[:-1]
+        return []
+
+    def rest(self) -> float:
+        """While all requests are deferred. Virtual time has no rest: a step leaps over it."""
+        until = self.engine.idle_until
+        return 0.0 if until is None or not isinstance(self.clock, WallClock) else max(0.0, until - self.clock.now())
 
     def flush_cache(self) -> None:
         self.engine.flush_cache()
@@ -177,11 +210,7 @@ class EngineBackend(Backend):
         self._forget(call)
         call.finished = True
         call.error = next((why for one in call.requests if one.id not in cut and (why := _failure(one))), None)
-        call.meta = {
-            "prompt_tokens": sum(request.prompt_tokens for request in call.requests),
-            "cached_tokens": sum(request.n_cached for request in call.requests),
-            "completion_tokens": sum(request.output_tokens for request in call.requests),
-        }
+        call.meta = _counts(call.requests)
         if call.error is not None:
             return True
         if isinstance(reader, Scoring):
@@ -195,6 +224,10 @@ class EngineBackend(Backend):
         call.texts = tuple(cut.get(request.id, request.text) for request in call.requests)
         reasons = ["stop" if request.id in cut else _reason(request) for request in call.requests]
         call.meta["finish_reason"] = reasons[0] if len(reasons) == 1 else reasons
+        if len(reasons) > 1:
+            call.sample_meta = tuple(
+                {**_counts([request]), "finish_reason": reason} for request, reason in zip(call.requests, reasons)
+            )
         if reader is not None:
             _read_calls(call, reader)
         if call.requests[0].params.logprobs is not None:
@@ -378,6 +411,14 @@ def _read_calls(call: Call, parser: ToolCallParser) -> None:
 
 def _placed(tags: Tags) -> Mapping[str, Any]:
     return tags._asdict()
+
+
+def _counts(requests: Sequence[Request]) -> dict[str, Any]:
+    return {
+        "prompt_tokens": sum(request.prompt_tokens for request in requests),
+        "cached_tokens": sum(request.n_cached for request in requests),
+        "completion_tokens": sum(request.output_tokens for request in requests),
+    }
 
 
 def _reason(request: Request) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from lang.backends.base import Backend, Call, Tags
 from lang.capabilities import Capabilities, Feature
 from lang.choices import ChoiceScore, ChoicesMethod
+from lang.hints import Hint
 from lang.prompt import Prompt
 from lang.sampling import Sampling
 from lang.tools import ToolCall
@@ -69,6 +70,8 @@ class MockBackend(Backend):
         self.aborted: list[Call] = []
         self.committed: list[Prompt] = []
         """The prefixes it was told to cache."""
+        self.hints: list[Hint] = []
+        """All that it was told of calls to come; it does nothing about them."""
         self._calls = calls
         self._reply = reply
         self._logprobs = logprobs
@@ -88,6 +91,9 @@ class MockBackend(Backend):
         text = " ".join(words[: sampling.max_tokens])
         call = Call(name=name, prompt=asked, request=prompt, tags=tags, texts=(text,) * sampling.n)
         call.meta = {**_counts(asked, sampling.n * len(words[: sampling.max_tokens])), "finish_reason": reason}
+        if sampling.n > 1:
+            alone = {**_counts(asked, len(words[: sampling.max_tokens])), "finish_reason": reason}
+            call.sample_meta = (alone,) * sampling.n
         if sampling.tools and sampling.tool_choice != "none":
             call.tool_calls = tuple(self._calls(asked))
         call.error = _unlike(text, sampling)
@@ -133,6 +139,9 @@ class MockBackend(Backend):
 
     def commit(self, prompt: Prompt, tags: Tags) -> None:
         self.committed.append(prompt)
+
+    def hint(self, hint: Hint, tags: Tags) -> None:
+        self.hints.append(hint)
 
     def flush_cache(self) -> None:
         """There is none: every answer is computed afresh."""

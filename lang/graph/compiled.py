@@ -38,6 +38,7 @@ class CompiledProgram(Program):
         """What the passes did, by the values of the static arguments."""
         self._graphs: dict[Any, Graph] = {} if graphs is None else graphs
         self.fn = self._run_graph
+        self.is_async = False  # a graph waits by itself
         if not self.static or all(name in self.bound for name in self.static):
             self.graph_of(self.bound)
 

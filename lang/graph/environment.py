@@ -19,6 +19,7 @@ from lang.graph.expressions import (
     Result,
     Round,
     Template,
+    converted,
     inner,
 )
 from lang.graph.ops import Operation, Set, Write
@@ -130,9 +131,7 @@ class Environment:
                 held = self._held(expression)
                 return self.value(of)[at] if held is None else self.state._value(held)
             case Formatted(of=of, conversion=conversion, spec=spec):
-                value = self.value(of)
-                shown = {"r": repr, "s": str, "a": ascii}[conversion](value) if conversion else value
-                return format(shown, self.value(spec))
+                return format(converted(self.value(of), conversion), self.value(spec))
             case Template(parts=parts):
                 return "".join([_as_text(self.value(part)) for part in parts])
             case Items(parts=parts, a_tuple=a_tuple):
@@ -193,5 +192,3 @@ def _as_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} {value!r:.80} can't be added to a text: use str(...) or an f-string")
     return value
-
-

@@ -106,11 +106,11 @@ class Execution:
                     region = op.then if environment.value(op.test) else op.otherwise
                     self._begin(Walk(region, Environment.within(environment), task.key, task))
                     return
-                case Loop() if task.rounds is None:
-                    self._round(task, op, 0)
-                    return
                 case Loop():
-                    self._until(task, op, task.rounds)
+                    if task.rounds is None:
+                        self._round(task, op, 0)
+                    else:
+                        self._until(task, op, task.rounds)
                     return
                 case _:
                     read = perform(op, environment)
@@ -178,4 +178,3 @@ class Execution:
             else:
                 heapq.heappush(self._ready, task)
         self._waiting = still
-

@@ -71,12 +71,27 @@ class Item(Model):
     at: int
 
 
+Conversion = Literal["", "r", "s", "a"]
+
+
+def converted(value: Any, conversion: Conversion) -> Any:
+    """By an f-string's `!r`, `!s` or `!a`."""
+    match conversion:
+        case "r":
+            return repr(value)
+        case "s":
+            return str(value)
+        case "a":
+            return ascii(value)
+    return value
+
+
 class Formatted(Model):
     """What an f-string makes of a value."""
 
     kind: Literal["format"] = "format"
     of: Expression
-    conversion: Literal["", "r", "s", "a"] = ""
+    conversion: Conversion = ""
     spec: Expression = ""
 
 

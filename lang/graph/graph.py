@@ -13,9 +13,12 @@ from pydantic import PrivateAttr, ValidationError
 
 from lang.graph.expressions import Expression, InMemory, Model, walk
 from lang.graph.functions import BUILTIN, path_of
-from lang.graph.ops import CALLS, Apply, Loop, Operation, Prefetch, Region, every
+from lang.graph.ops import CALLS, Apply, Loop, Operation, Region, every, region_of
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
+
+
+Functions = Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]]
 
 
 class GraphError(ValueError):
@@ -58,7 +61,7 @@ class Graph(Model):
 
     def changed(self, ops: Iterable[Operation]) -> Graph:
         """The same program with other operations."""
-        return self.model_copy(update={"body": Region(ops=tuple(ops))}).with_functions(self._functions)
+        return self.model_copy(update={"body": region_of(ops)}).with_functions(self._functions)
 
     # ---- as JSON
 
@@ -69,7 +72,7 @@ class Graph(Model):
             for part in (part for expression in expressions for part in walk(expression)):
                 if isinstance(part, InMemory):
                     raise GraphError(
-                        f"program {self.program!r} can't be saved: {part.value!r:.60} at {op.line} has no form in JSON; "
+                        f"program {self.program!r} can't be saved: {part.value!r:.60} at {op.line} isn't JSON; "
                         "leave the argument that it comes from to the run, or pass text, numbers, lists and dicts"
                     )
         return self.model_dump_json(indent=1, exclude_defaults=False)
@@ -82,7 +85,9 @@ class Graph(Model):
         os.replace(part, path)
 
     @classmethod
-    def from_json(cls, text: str, functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = ()) -> Graph:
+    def from_json(
+        cls, text: str, functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = ()
+    ) -> Graph:
         """functions: those of its own that the program applies to values. A file can't name code to be run.
 
         Raises GraphError when it is no graph, or a function isn't given.
@@ -98,14 +103,16 @@ class Graph(Model):
         needed = {op.function for op in graph.every() if isinstance(op, Apply)} - BUILTIN.keys()
         if missing := sorted(needed - given.keys()):
             raise GraphError(
-                f"program {graph.program!r} applies {', '.join(missing)}: give them with functions=[...]; names in a file "
-                "aren't imported"
+                f"program {graph.program!r} applies {', '.join(missing)}: give them with functions=[...]; names in a "
+                "file aren't imported"
             )
         return graph.with_functions({name: given[name] for name in needed})
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = ()
+        cls,
+        path: str | os.PathLike[str],
+        functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = (),
     ) -> Graph:
         """As `from_json`. Raises OSError too."""
         return cls.from_json(Path(path).read_text(encoding="utf-8"), functions)
@@ -132,7 +139,3 @@ class Graph(Model):
     def html(self) -> str:
         """A page that draws it; needs nothing from elsewhere."""
         return importlib.import_module("lang.graph.page").page(self)
-
-
-def prefetches(graph: Graph) -> tuple[Prefetch, ...]:
-    return tuple(op for op in graph.every() if isinstance(op, Prefetch))

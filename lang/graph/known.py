@@ -84,5 +84,3 @@ class Names:
             else:
                 names.maybe[name] = _plain(kind)
         return names
-
-

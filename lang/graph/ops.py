@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
@@ -62,7 +62,7 @@ class Gen(Operation):
     sampling: Mapping[str, JsonValue]
     """Only what the program set; the rest comes from the run."""
     same_as: int | None = None
-    """A gen after the same prompt with the same sampling: where that makes the output the same, it isn't asked twice."""
+    """A gen after the same prompt with the same sampling: where its output is the same too, it isn't asked twice."""
     sample_of: tuple[int, int] | None = None
     """(gen, number): where outputs are drawn at random, it is that sample of a call of that gen for several."""
     n_samples: int = 1
@@ -81,7 +81,7 @@ class Select(Operation):
     choices: tuple[Expression, ...]
     method: str
     how: Literal["score", "trie", "auto"] = "score"
-    """score: all choices after the prompt. trie: decoding held to the choices. auto: what a table of measurements says."""
+    """score: all choices after the prompt. trie: decoding held to the choices. auto: as a table of measurements says."""
     same_as: int | None = None
 
     @property
@@ -131,7 +131,7 @@ class Scope(Operation):
 
 
 class Read(Operation):
-    """Gives a variable of the stream, or what is known of it, or the whole text. If it has no value, the program fails."""
+    """Gives a variable of the stream, what is known of it, or the whole text. Without a value, the program fails."""
 
     kind: Literal["read"] = "read"
     what: Literal["value", "meta", "tool_calls", "text"]
@@ -193,9 +193,13 @@ class Prefetch(Operation):
     """The engine is told that calls with this prefix follow."""
 
     kind: Literal["prefetch"] = "prefetch"
-    prefix: tuple[Write | Role, ...]
+    prefix: tuple[Annotated[Write | Role, Field(discriminator="kind")], ...]
     steps: int
     """Calls of the program before that."""
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        return tuple(part.part for part in self.prefix if isinstance(part, Write))
 
 
 class Region(Model):
@@ -269,6 +273,10 @@ for _model in (Region, Cond, Loop, Prefetch):
     _model.model_rebuild()
 
 CALLS = (Gen, Select)
+
+
+def region_of(ops: Iterable[Operation]) -> Region:
+    return Region(ops=tuple(ops))  # type: ignore[arg-type]
 
 
 def every(ops: tuple[Operation, ...]) -> Iterator[Operation]:

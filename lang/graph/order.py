@@ -63,11 +63,9 @@ def _check(ops: Iterable[Operation], results: set[int], streams: set[int]) -> No
         if isinstance(op, Cond | Loop):
             for region in op.regions:
                 _check(region.ops, results, streams)
-        elif missing := op.streams - made - streams:
-            raise GraphError(f"operation {op.id} ({op.line}) belongs to stream {min(missing)}, which isn't there yet")
+        elif unknown := op.streams - made - streams:
+            raise GraphError(f"operation {op.id} ({op.line}) belongs to stream {min(unknown)}, which isn't there yet")
         if isinstance(op, Join) and op.fork not in results:
             raise GraphError(f"operation {op.id} ({op.line}) joins fork {op.fork}, which isn't there yet")
         results.add(op.id)
         streams |= made
-
-

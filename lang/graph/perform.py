@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lang import primitives
+from lang import hints, primitives
 from lang.choices import METHODS
 from lang.graph.environment import Environment
 from lang.graph.functions import BUILTIN
@@ -27,13 +27,13 @@ from lang.graph.ops import (
     Write,
 )
 from lang.graph.sampling import from_json
-from lang.output import MetaOf, Output, Span, ToolCallsOf
-from lang.prompt import RoleMark
+from lang.output import MetaOf, Output, Source, Span, ToolCallsOf
+from lang.prompt import Piece, Prompt, RoleMark
 from lang.state import ProgramState
 
 
 def perform(op: Operation, environment: Environment) -> Any:
-    """What the program read with it, if it did: what must have a value, or the program fails. Raises what goes wrong."""
+    """What the program read with it, if it did: that must have a value, or the program fails. Raises what goes wrong."""
     return _HOW[type(op)](op, environment)
 
 
@@ -54,7 +54,7 @@ def _gen(op: Gen, environment: Environment) -> None:
     if op.text is not None:
         output = state._add_settled(expr, op.text)
     elif op.same_as is not None and sampling.repeats:
-        output = state._add_same(expr, environment.result(op.same_as))
+        output = state._add_call(expr, Source(environment.result(op.same_as)))
     elif op.sample_of is not None and not sampling.repeats:
         first, number = op.sample_of
         output = state._add_sample(expr, environment.result(first), number)
@@ -70,7 +70,7 @@ def _select(op: Select, environment: Environment) -> None:
     choices = tuple(environment.value(choice) for choice in op.choices)
     expr = primitives.select(op.name, choices, choices_method=METHODS[op.method])
     if op.same_as is not None:
-        environment.results[op.id] = state._add_same(expr, environment.result(op.same_as))
+        environment.results[op.id] = state._add_call(expr, Source(environment.result(op.same_as)))
     else:
         environment.results[op.id] = state._add_call(expr)
 
@@ -135,7 +135,14 @@ def _end(op: End, environment: Environment) -> Any:
 
 
 def _prefetch(op: Prefetch, environment: Environment) -> None:
-    environment.state._runner.prefetch(environment.state._run, op, environment)
+    state = environment.state
+    pieces: list[Piece] = []
+    for part in op.prefix:
+        if isinstance(part, Role):
+            pieces.append(RoleMark(part.role, part.begins))
+        else:
+            pieces += environment.pieces(part.part)
+    state._runner.backend.hint(hints.Prefetch(Prompt.of(pieces), op.steps), state._run.tags)
 
 
 def _at(op: Operation, environment: Environment) -> ProgramState:

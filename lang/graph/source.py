@@ -68,7 +68,7 @@ class _Strings(ast.NodeTransformer):
     def __init__(self) -> None:
         self.changed = False
 
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:  # noqa: N802
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         self.changed = True
         parts = [self._part(part) for part in node.values]
         return ast.copy_location(ast.Call(ast.Name(_TEXT, ast.Load()), parts, []), node)
@@ -80,7 +80,7 @@ class _Strings(ast.NodeTransformer):
         conversion = ast.Constant(chr(part.conversion) if part.conversion != -1 else "")
         return ast.copy_location(ast.Tuple([self.visit(part.value), conversion, spec], ast.Load()), part)
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         method = node.func
         if isinstance(method, ast.Attribute) and method.attr == "join" and len(node.args) == 1 and not node.keywords:
@@ -92,7 +92,7 @@ class _Strings(ast.NodeTransformer):
 
 def _text(*parts: Any) -> Any:
     """What an f-string gives: of texts, and (value, conversion, format) triples."""
-    made = [part if isinstance(part, str) else formatted(*part) for part in parts]
+    made: list[Any] = [part if isinstance(part, str) else formatted(*part) for part in parts]
     tracer = next((part[0]._tracer for part in parts if type(part) is tuple and is_abstract(part[0])), None)
     if tracer is None:
         return "".join(made)
@@ -116,6 +116,8 @@ def _join(joiner: Any, parts: Any) -> Any:
 def traceable(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, whose f-strings and joins may hold the values of a trace."""
     if not isinstance(function, types.FunctionType):
+        return function
+    if {_TEXT, _JOIN} & set(function.__code__.co_freevars):  # made inside of one that is so already
         return function
     code = _code_of(function.__code__, function.__name__)
     if code is None:

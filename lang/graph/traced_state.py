@@ -27,8 +27,8 @@ class TracedState:
     def __init__(self, tracer: Tracer, stream: int, like: TracedState | None = None) -> None:
         self.stream = stream
         self.tracer = tracer
-        self.names = like.names.copy() if like is not None else Names()
-        self.role = like.role if like is not None else None
+        self.names: Names = like.names.copy() if like is not None else Names()
+        self.role: str | None = like.role if like is not None else None
         self.scopes: list[str] = []
         self.closed = ""
         self.ret_value: Any = None
@@ -78,7 +78,7 @@ class TracedState:
         self.tracer.add(Scope, stream=self.stream, name=name, begins=False)
         self.names.put(name, TEXT)
 
-    def fork(self, n: int = 1) -> TracedGroup:
+    def fork(self, n: Any = 1) -> TracedGroup:
         if is_abstract(n):
             raise TraceError(f"{at_line()}: fork(n) of {n!r}: the number of branches must be known; {n._way()}")
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
@@ -96,13 +96,11 @@ class TracedState:
 
     def _add(self, piece: object) -> None:
         stream, tracer = self.stream, self.tracer
-        if is_abstract(piece):
-            tracer.add(Write, stream=stream, part=expression_of(piece))
-        elif isinstance(piece, str | Image):
-            if piece != "":
-                tracer.add(Write, stream=stream, part=expression_of(piece))
-        elif isinstance(piece, primitives.ImageOf):
-            tracer.add(Write, stream=stream, part=PictureOf(of=expression_of(piece.source)))
+        if is_abstract(piece) or isinstance(piece, Image | primitives.ImageOf):
+            tracer.add(Write, stream=stream, part=_part(piece))
+        elif isinstance(piece, str):
+            if piece:
+                tracer.add(Write, stream=stream, part=piece)
         elif isinstance(piece, primitives.Movable):
             self._add_movable(piece)
         elif isinstance(piece, RoleMark):
@@ -129,7 +127,11 @@ class TracedState:
                 self._turn(part)
                 self.tracer.add(Role, stream=stream, role=part.role, begins=part.begins, movable=number)
             else:
-                of = PictureOf(of=expression_of(part.source)) if type(part) is primitives.ImageOf else expression_of(part)
+                of = (
+                    PictureOf(of=expression_of(part.source))
+                    if type(part) is primitives.ImageOf
+                    else expression_of(part)
+                )
                 self.tracer.add(Write, stream=stream, part=of, movable=number)
 
     def _turn(self, mark: RoleMark) -> None:
@@ -156,7 +158,8 @@ class TracedState:
     def _value(self, expression: Expression, known: Known, what: str) -> Any:
         if isinstance(known, Listed):
             return [
-                self._value(Item(of=expression, at=i), kind, f"item {i} of {what}") for i, kind in enumerate(known.kinds)
+                self._value(Item(of=expression, at=i), kind, f"item {i} of {what}")
+                for i, kind in enumerate(known.kinds)
             ]
         return Value(self.tracer, expression, what, is_text=known == TEXT)
 
@@ -178,8 +181,8 @@ class TracedState:
     def __contains__(self, name: str) -> bool:
         if name in self.names.maybe:
             raise TraceError(
-                f"{at_line()}: whether {name!r} is there isn't known while the program is traced: set it before the cond "
-                "or loop that may set it"
+                f"{at_line()}: whether {name!r} is there isn't known while the program is traced: set it before the "
+                "cond or loop that may set it"
             )
         return name in self.names.sure
 
@@ -282,6 +285,13 @@ class TracedGroup:
                 parent.names.put(name, DATA if kinds is None else Listed(tuple(kinds)))
         for branch in self._branches:
             branch.closed = "branch was joined"
+
+
+def _part(piece: object) -> Expression:
+    """Of text, an image or a value that is written."""
+    if not is_abstract(piece) and isinstance(piece, primitives.ImageOf):
+        return PictureOf(of=expression_of(piece.source))
+    return expression_of(piece)
 
 
 def _of_branch(kind: Known) -> Known:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from lang.graph.expressions import Argument, Expression, Result, Round, results_
 from lang.graph.functions import BUILTIN, path_of
 from lang.graph.graph import Graph
 from lang.graph.known import Names
-from lang.graph.ops import Apply, Cond, End, Loop, Operation, Region, Start
+from lang.graph.ops import Apply, Cond, End, Loop, Operation, Start, region_of
 from lang.graph.source import traceable
 from lang.graph.traced_state import TracedState
 from lang.graph.values import Value, expression_of
@@ -74,14 +74,14 @@ class Tracer:
         """Raises TraceError for a state that was made in a branch or a loop that is over."""
         if not any(known is state for known in self._states):
             raise TraceError(
-                f"{at_line()}: this state was made inside a cond or loop that has ended: nobody knows whether it is there"
+                f"{at_line()}: this state was made inside a cond or loop that has ended: perhaps it isn't there"
             )
 
     def _check(self, expression: Expression) -> None:
         for number in results_in(expression):
             if number not in self._visible:
                 raise TraceError(
-                    f"{at_line()}: a value from inside a cond or loop is used outside of it, where it may not be there: "
+                    f"{at_line()}: a value from inside a cond or loop is used outside of it, where it may not be: "
                     "put it into s[...] inside, and read it from there"
                 )
 
@@ -157,7 +157,7 @@ class Tracer:
             with self._region([branch]) as region:
                 if branch is not None:
                     finished(traceable(branch)(state))
-            regions.append(Region(ops=tuple(region)))
+            regions.append(region_of(region))
             after.append(self._names())
             self._restore(before)
         for one, names in before.items():
@@ -181,7 +181,7 @@ class Tracer:
             one.names = names.varying(after[one])
         self._n_ops, self._n_streams, self._n_movables = counts
         region, expression = self._round(state, body, until, number)
-        self.add(Loop, number, stream=state.stream, body=Region(ops=tuple(region)), until=expression, limit=limit)
+        self.add(Loop, number, stream=state.stream, body=region_of(region), until=expression, limit=limit)
 
     def _round(
         self, state: TracedState, body: Callable[..., None], until: Callable[..., Any] | None, number: int
@@ -206,14 +206,14 @@ class Tracer:
         for one, role, n_scopes in roles:
             if one.role != role or len(one.scopes) != n_scopes:
                 raise TraceError(
-                    f"{at_line()}: a role or scope begins inside a cond or loop and ends outside, or the other way round"
+                    f"{at_line()}: a role or scope begins inside a cond or loop and ends outside, or the reverse"
                 )
         for function, was in zip(functions, held):
             changed = [name for name, now in _held_by(function).items() if name in was and not _same(was[name], now)]
             if changed and function is not None:
                 raise TraceError(
-                    f"{at_line()}: {changed[0]!r} is changed inside a cond or loop, which a graph can't follow: keep what "
-                    f"changes in the state, as in s[{changed[0]!r}] = ..."
+                    f"{at_line()}: {changed[0]!r} is changed inside a cond or loop, which a graph can't follow: keep "
+                    f"what changes in the state, as in s[{changed[0]!r}] = ..."
                 )
 
     def _names(self) -> dict[TracedState, Names]:
@@ -226,7 +226,7 @@ class Tracer:
 
 def finished(returned: Any) -> Any:
     """What a program's function returned; a coroutine is run to its end."""
-    if not inspect.iscoroutine(returned):
+    if type(returned) is not types.CoroutineType:
         return returned
     try:
         returned.send(None)
@@ -307,7 +307,6 @@ class Trace:
             program=self._program.name,
             arguments=tuple(self.open),
             defaults=self.defaults,
-            body=Region(ops=tracer.ops),
+            body=region_of(tracer.ops),
             returns=returns,
         ).with_functions(tracer.functions)
-

@@ -11,6 +11,7 @@ from lang.abstract import Abstract, TraceError, at_line, is_abstract
 from lang.graph.expressions import (
     Argument,
     Constant,
+    Conversion,
     Expression,
     Formatted,
     InMemory,
@@ -20,6 +21,7 @@ from lang.graph.expressions import (
     Result,
     Round,
     Template,
+    converted,
     joined,
 )
 from lang.prompt import Image
@@ -51,7 +53,8 @@ class Value(Abstract):
 
     def _way(self) -> str:
         if isinstance(self.expression, Argument):
-            return f"give it when tracing: trace({self.expression.name}=...), or compile(static=[{self.expression.name!r}])"
+            name = self.expression.name
+            return f"give it when tracing: trace({name}=...), or compile(static=[{name!r}])"
         return super()._way()
 
     # ---- text
@@ -152,23 +155,32 @@ class Value(Abstract):
 
     def __format__(self, _: str) -> NoReturn:
         raise TraceError(
-            f"{at_line()}: {self.what} isn't known while the program is traced, so that no string can hold it: add it to "
-            "the prompt by itself (s += 'text' + value), or write the f-string in the program's own source"
+            f"{at_line()}: {self.what} isn't known while the program is traced, so that no string can hold it: add "
+            "it to the prompt by itself (s += 'text' + value), or write the f-string in the program's own source"
+        )
+
+    def _unknown_number(self, kind: str) -> NoReturn:
+        raise TraceError(
+            f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply({kind}, value)"
         )
 
     def __int__(self) -> NoReturn:
-        raise TraceError(f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply(int, value)")
+        raise TraceError(
+            f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply(int, value)"
+        )
 
     def __float__(self) -> NoReturn:
-        raise TraceError(f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply(float, value)")
+        raise TraceError(
+            f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply(float, value)"
+        )
 
     def __index__(self) -> NoReturn:
         self._unknown("the number")
 
     def __hash__(self) -> int:
         raise TraceError(
-            f"{at_line()}: {self.what} can't be looked up while the program is traced: use lang.apply(dict.get, ...) or "
-            "lang.cond(...)"
+            f"{at_line()}: {self.what} can't be looked up while the program is traced: use lang.switch(...), or "
+            "lang.apply(function, value) with a function that looks it up"
         )
 
 
@@ -195,11 +207,10 @@ def text(tracer: Tracer, parts: tuple[Any, ...]) -> Value | str:
     return made if isinstance(made, str) else Value(tracer, made, "a text made of values", is_text=True)
 
 
-def formatted(value: Any, conversion: str, spec: Any) -> Expression:
+def formatted(value: Any, conversion: Conversion, spec: Any) -> Expression:
     """What an f-string makes of a value."""
     if not is_abstract(value) and not is_abstract(spec):
-        shown = {"r": repr, "s": str, "a": ascii}[conversion](value) if conversion else value
-        return format(shown, spec)
+        return format(converted(value, conversion), spec)
     expression = expression_of(value)
     if not conversion and spec == "" and value.is_text:
         return expression

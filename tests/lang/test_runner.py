@@ -51,7 +51,7 @@ def test_times_and_tags():
     assert run_all(runner) == [run]
     assert (run.started_at, run.finished_at, run.due, run.client, run.status) == (1.0, 3.0, 0.5, "c", "done")
     first, second = (call.tags for call in run.calls)
-    assert first == ("mine", "c", "", "tenant", 2, 0.5)
+    assert first == ("mine", "c", "", "tenant", 2, 0.5, "", 1, None)
     assert second == first._replace(due=None), "only the first call was due when the program was"
     assert runner.start(chain, {"n": 1}).due == 3.0, "due when it started, if nobody says"
 

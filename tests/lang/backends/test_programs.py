@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,42 @@ def test_many_programs_run_together_and_each_gets_its_own_answers(backend: ApiBa
         assert state["sure"] in ("yes", "no")
         assert [message["role"] for message in state.messages()] == ["system", "user", "assistant", "user", "assistant"]
         assert state.messages()[2]["content"] == state["first"]
+
+
+def test_on_an_event_loop_steps_are_made_only_when_there_is_news(
+    backend: ApiBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"news": 0, "steps": 0}
+    step, put = backend.step, backend._news.put
+
+    def counted_step() -> list[sgl.Call]:
+        counts["steps"] += 1
+        return step()
+
+    def counted_put(call: sgl.Call, outcome: Any) -> None:
+        counts["news"] += 1
+        put(call, outcome)
+
+    @sgl.function
+    async def answer(s: sgl.ProgramState, city: str) -> list[str]:
+        s += sgl.user(f"Tell me of {city}.") + sgl.assistant(sgl.gen("first", max_tokens=8))
+        pieces = [piece async for piece in s.text_async_iter("first")]
+        assert "".join(pieces) == await s.get("first")
+        return pieces
+
+    async def main() -> list[sgl.ProgramState]:
+        return await asyncio.gather(
+            *(answer.run_async(f"city {i}", backend=backend, temperature=0) for i in range(6)),
+            *(talk.run_async(f"city {i}", backend=backend, temperature=0) for i in range(2)),
+        )
+
+    monkeypatch.setattr(backend, "step", counted_step)
+    monkeypatch.setattr(backend._news, "put", counted_put)
+    states = asyncio.run(main())
+    monkeypatch.undo()
+    assert max(len(state.ret_value) for state in states[:6]) > 1
+    assert 0 < counts["steps"] <= counts["news"], "nobody polls"
+    assert states[6].text() == talk.run("city 0", backend=backend, temperature=0).text()
 
 
 def test_text_comes_in_pieces(backend: ApiBackend) -> None:
