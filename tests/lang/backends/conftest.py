@@ -44,6 +44,8 @@ class ScriptedServer:
     def __init__(self, replies: Sequence[Reply]) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        """With their queries."""
         self.gone = threading.Event()
         """A client has gone while it was kept waiting."""
         self.closing = threading.Event()
@@ -55,6 +57,7 @@ class ScriptedServer:
             def do_POST(self) -> None:
                 length = int(self.headers["Content-Length"])
                 scripted.bodies.append(json.loads(self.rfile.read(length)))
+                scripted.paths.append(self.path)
                 scripted.headers.append({name.lower(): value for name, value in self.headers.items()})
                 self._say(replies.pop(0) if len(replies) > 1 else replies[0])
 
