@@ -30,7 +30,7 @@ class GeminiBackend(ApiBackend):
 
     sampling: the model takes temperature, top_p, top_k, penalties and n. By default Gemini's up to 2.5 and models of
     other names do; to the others programs must not set them.
-    stream: answers come in pieces (several samples never do). concurrency: requests under way at a time.
+    stream: answers come in pieces, but for several samples. concurrency: requests under way at a time.
     timeout (seconds), max_retries (by default the client's number, 4): the client's own, as is what it takes from the
     environment; or give a `client`.
     """
@@ -98,7 +98,7 @@ class GeminiBackend(ApiBackend):
     async def _ask(self, request: dict[str, Any], n: int, grow: Grow) -> Answer:
         models = self._client.aio.models
         samples = Samples(n, grow)
-        if self._stream and n == 1:  # the API streams one sample only
+        if self._stream and n == 1:  # how several would stream isn't documented
             async for chunk in await models.generate_content_stream(**request):
                 samples.take(chunk)
         else:

@@ -8,7 +8,7 @@ from typing import Any
 from lang.capabilities import Capabilities, Feature, NotServed
 
 NAME = "Gemini's generateContent"
-_GONE = "Gemini's models take none since version 3: leave it out"
+_GONE = "Gemini's models take none from version 3 on: leave it out"
 
 _MISSING = {
     Feature.COMPLETION: (
@@ -28,7 +28,7 @@ _MISSING = {
     Feature.HINTS: "the server decides alone what it keeps; nothing needs to be changed",
 }
 _WITHOUT_SAMPLING = {
-    Feature.N: "Gemini's models have one sample since version 3: use fork(n) and a gen in each branch",
+    Feature.N: "Gemini's models have one sample from version 3 on: use fork(n) and a gen in each branch",
     Feature.TOP_K: _GONE,
     Feature.PRESENCE_PENALTY: _GONE,
     Feature.FREQUENCY_PENALTY: _GONE,
