@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lang.backends.anthropic import anthropic_features
 from lang.backends.engine import MISSING as ENGINE_MISSING
+from lang.backends.gemini_features import gemini_features
 from lang.backends.mock import MockBackend
 from lang.backends.openai_features import openai_features
 from lang.backends.openai_request import Extensions
@@ -24,6 +25,8 @@ BACKENDS: Mapping[str, Capabilities] = {
     "completions, `vllm`": openai_features(chat=False, extensions=Extensions.VLLM, select="logprobs"),
     "Anthropic": anthropic_features(sampling=False, prefill=False),
     "Anthropic's protocol elsewhere": anthropic_features(sampling=True, prefill=True),
+    "Gemini": gemini_features(sampling=False),
+    "Gemini up to 2.5": gemini_features(sampling=True),
 }
 
 

@@ -81,7 +81,7 @@ class Select(Operation):
     choices: tuple[Expression, ...]
     method: str
     how: Literal["score", "trie", "auto"] = "score"
-    """score: all choices after the prompt. trie: decoding held to the choices. auto: as a table of measurements says."""
+    """score: all choices after the prompt. trie: decoding held to the choices. auto: as measurements say."""
     same_as: int | None = None
 
     @property

@@ -33,7 +33,7 @@ from lang.state import ProgramState
 
 
 def perform(op: Operation, environment: Environment) -> Any:
-    """What the program read with it, if it did: that must have a value, or the program fails. Raises what goes wrong."""
+    """What the program read with it, if it did: without a value, the program fails. Raises what goes wrong."""
     return _HOW[type(op)](op, environment)
 
 

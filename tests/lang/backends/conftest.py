@@ -18,6 +18,14 @@ from lang.choices import ChoicesMethod, token_length_normalized
 from lang.prompt import Image, Piece, Prompt, RoleMark
 from lang.sampling import Sampling, overrides
 from tests.engine.server.conftest import serve
+from tests.lang.backends.gemini_answers import gemini_reply
+
+try:
+    import google.genai as genai
+except ImportError:
+    genai = None
+
+needs_gemini = pytest.mark.skipif(genai is None, reason="google-genai isn't installed")
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +35,19 @@ def server_url() -> Iterator[str]:
         yield server.base_url
 
 
+@pytest.fixture(scope="session")
+def gemini_url() -> Iterator[str]:
+    """Of a server that gives any request of Gemini's protocol an answer that suits it."""
+    server = ScriptedServer([Reply(body=gemini_reply)])
+    yield server.url
+    server.close()
+
+
 class Reply(NamedTuple):
     status: int = 200
     body: Any = None
-    """JSON; or a list of the events of a stream, each the lines of one."""
+    """JSON; or a list of the events of a stream, each the lines of one; or what makes one of the path and the body
+    asked."""
     headers: Mapping[str, str] = MappingProxyType({})
     breaks_off: bool = False
     """The connection goes before the stream's end."""
@@ -44,6 +61,8 @@ class ScriptedServer:
     def __init__(self, replies: Sequence[Reply]) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        """With their queries."""
         self.gone = threading.Event()
         """A client has gone while it was kept waiting."""
         self.closing = threading.Event()
@@ -54,9 +73,12 @@ class ScriptedServer:
 
             def do_POST(self) -> None:
                 length = int(self.headers["Content-Length"])
-                scripted.bodies.append(json.loads(self.rfile.read(length)))
+                asked = json.loads(self.rfile.read(length))
+                scripted.bodies.append(asked)
+                scripted.paths.append(self.path)
                 scripted.headers.append({name.lower(): value for name, value in self.headers.items()})
-                self._say(replies.pop(0) if len(replies) > 1 else replies[0])
+                reply = replies.pop(0) if len(replies) > 1 else replies[0]
+                self._say(reply._replace(body=reply.body(self.path, asked)) if callable(reply.body) else reply)
 
             def _say(self, reply: Reply) -> None:
                 streams = isinstance(reply.body, list)

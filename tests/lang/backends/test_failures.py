@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anthropic
@@ -18,9 +18,20 @@ import lang as sgl
 from lang.backends.anthropic import AnthropicBackend
 from lang.backends.api import ApiBackend
 from lang.backends.base import CallError, Tags
+from lang.backends.gemini import GeminiBackend
 from lang.backends.openai import OpenAIBackend
 from lang.sampling import Sampling
-from tests.lang.backends.conftest import HELLO, Reply, ScriptedServer, ended, gen, select, text_of
+from tests.lang.backends.conftest import (
+    HELLO,
+    Reply,
+    ScriptedServer,
+    ended,
+    gen,
+    needs_gemini,
+    select,
+    text_of,
+)
+from tests.lang.backends.gemini_answers import gemini_chunk, gemini_event
 
 Says = Callable[..., ScriptedServer]
 
@@ -54,12 +65,25 @@ def anthropic_end(reason: str) -> list[str]:
     ]
 
 
+_ERRORS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
+
+
 class Protocol:
     """What one client library and its server say."""
 
-    def __init__(self, make: Callable[..., ApiBackend], refusal: Callable[[str], Any], begun: list[str]) -> None:
+    def __init__(
+        self,
+        make: Callable[..., ApiBackend],
+        refusal: Callable[[str], Any],
+        begun: list[str],
+        errors: Mapping[int, str] = _ERRORS,
+        names_events: bool = True,
+    ) -> None:
         self.make = make
         self.refusal = refusal
+        self.errors = errors
+        """The client's exceptions by status."""
+        self.names_events = names_events
         self.begun = begun
         """A stream that has said "Li"."""
 
@@ -74,30 +98,42 @@ ANTHROPIC = Protocol(
     lambda told: {"type": "error", "error": {"type": "invalid_request_error", "message": told}},
     [*_BEGIN, anthropic_text("Li")],
 )
+GEMINI = Protocol(
+    lambda url, **options: GeminiBackend("m", base_url=url, api_key="k", **options),
+    lambda told: {"error": {"code": 400, "message": told, "status": "INVALID_ARGUMENT"}},
+    [gemini_chunk("Li")],
+    errors={status: f"ClientError: {status}" for status in _ERRORS},
+    names_events=False,
+)
+PROTOCOLS = [
+    pytest.param(OPENAI, id="openai"),
+    pytest.param(ANTHROPIC, id="anthropic"),
+    pytest.param(GEMINI, id="gemini", marks=needs_gemini),
+]
 WHOLE = {
     OPENAI: [openai_chunk("Li"), openai_chunk("ma", "stop"), "data: [DONE]"],
     ANTHROPIC: [*_BEGIN, anthropic_text("Li"), anthropic_text("ma"), *anthropic_end("end_turn")],
+    GEMINI: [gemini_chunk("Li"), gemini_chunk("ma", finish="STOP")],
 }
 
 
-@pytest.fixture(params=[OPENAI, ANTHROPIC], ids=["openai", "anthropic"])
+@pytest.fixture(params=PROTOCOLS)
 def protocol(request: pytest.FixtureRequest) -> Protocol:
     return request.param
 
 
-@pytest.mark.parametrize(
-    ("status", "error"), [(400, "BadRequestError"), (401, "AuthenticationError"), (404, "NotFoundError")]
-)
-def test_what_the_server_refuses_is_the_calls_error(says: Says, protocol: Protocol, status: int, error: str) -> None:
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_what_the_server_refuses_is_the_calls_error(says: Says, protocol: Protocol, status: int) -> None:
     server = says(Reply(status, protocol.refusal("the model is asleep")))
     with protocol.make(server.url) as backend:
         call = gen(backend)
-    assert call.error.startswith(error)
+    assert call.error.startswith(protocol.errors[status])
     assert "the model is asleep" in call.error
     assert len(server.bodies) == 1, "such requests aren't tried again"
 
 
 def test_a_limited_request_is_tried_again_when_the_server_says(says: Says, protocol: Protocol) -> None:
+    """Or, with Google's client, when its own policy says: seconds later."""
     limited = Reply(429, protocol.refusal("slowly"), {"Retry-After": "0.01"})
     server = says(limited, limited, Reply(body=WHOLE[protocol]))
     with protocol.make(server.url) as backend:
@@ -109,7 +145,7 @@ def test_retries_end(says: Says, protocol: Protocol) -> None:
     server = says(Reply(429, protocol.refusal("slowly"), {"Retry-After": "0.01"}))
     with protocol.make(server.url, max_retries=1) as backend:
         call = gen(backend)
-    assert call.error.startswith("RateLimitError")
+    assert call.error.startswith(protocol.errors[429])
     assert "slowly" in call.error
     assert len(server.bodies) == 2
 
@@ -135,7 +171,8 @@ def test_a_stream_that_breaks_off_is_an_error(says: Says, protocol: Protocol, cl
 
 def test_an_error_within_a_stream_is_told(says: Says, protocol: Protocol) -> None:
     told = protocol.refusal("the engine is gone")
-    server = says(Reply(body=[*protocol.begun, f"event: error\ndata: {json.dumps(told)}"]))
+    event = f"event: error\ndata: {json.dumps(told)}" if protocol.names_events else gemini_event(told)
+    server = says(Reply(body=[*protocol.begun, event]))
     with protocol.make(server.url) as backend:
         assert "the engine is gone" in gen(backend).error
 
@@ -229,7 +266,7 @@ def test_the_error_surfaces_where_the_program_reads(says: Says, protocol: Protoc
         return s["city"]
 
     with protocol.make(says(Reply(400, protocol.refusal("the model is asleep"))).url) as backend:
-        with pytest.raises(CallError, match=r"'city' failed: BadRequestError.*the model is asleep"):
+        with pytest.raises(CallError, match=f"'city' failed: {protocol.errors[400]}.*the model is asleep"):
             program.run(backend=backend)
         one, other = program.run_batch([{}, {}], backend=backend)
         assert isinstance(one.error(), CallError)
@@ -250,10 +287,17 @@ def test_a_given_client_is_used_as_it_is(says: Says) -> None:
         AnthropicBackend("m", client=anthropic.Anthropic(api_key="k"))
 
 
-@pytest.mark.parametrize(("library", "make"), [("openai", OpenAIBackend), ("anthropic", AnthropicBackend)])
+@pytest.mark.parametrize(
+    ("library", "extra", "make"),
+    [
+        ("openai", "openai", OpenAIBackend),
+        ("anthropic", "anthropic", AnthropicBackend),
+        ("google.genai", "gemini", GeminiBackend),
+    ],
+)
 def test_without_the_client_library_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, library: str, make: Callable[..., ApiBackend]
+    monkeypatch: pytest.MonkeyPatch, library: str, extra: str, make: Callable[..., ApiBackend]
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=rf"pip install 'radixlab\[{library}\]'"):
+    with pytest.raises(ImportError, match=rf"pip install 'radixlab\[{extra}\]'"):
         make("m", api_key="k")

@@ -12,10 +12,11 @@ import pytest
 from lang.backends.anthropic import AnthropicBackend
 from lang.backends.api import ApiBackend
 from lang.backends.features import BACKENDS, written
+from lang.backends.gemini import GeminiBackend
 from lang.backends.openai import OpenAIBackend
 from lang.capabilities import Feature, NotServed
 from lang.prompt import Image
-from tests.lang.backends.conftest import HELLO, TEXT, Reply, ScriptedServer, chat_of, gen, select
+from tests.lang.backends.conftest import HELLO, TEXT, Reply, ScriptedServer, chat_of, gen, needs_gemini, select
 from tests.lang.backends.test_failures import ANTHROPIC, OPENAI, WHOLE
 from tests.lang.backends.test_openai_chat import CITY, weather
 from tests.lang.backends.test_requests import asked_about
@@ -29,8 +30,11 @@ MAKERS: dict[str, Callable[[str], ApiBackend]] = {
     ),
     "Anthropic": lambda url: AnthropicBackend("tiny", base_url=url, api_key="k", sampling=False, prefill=False),
     "Anthropic's protocol elsewhere": lambda url: AnthropicBackend("tiny", base_url=url, api_key="k"),
+    "Gemini": lambda url: GeminiBackend("gemini-3.8-flash", base_url=url, api_key="k"),
+    "Gemini up to 2.5": lambda url: GeminiBackend("gemini-2.5-flash", base_url=url, api_key="k"),
 }
 """What isn't here speaks vLLM's fields, which only vLLM serves."""
+NAMES = [pytest.param(name, marks=needs_gemini if "Gemini" in name else ()) for name in MAKERS]
 
 ASKED: dict[Feature, dict[str, Any]] = {
     Feature.REGEX: {"regex": "[ab]{3}"},
@@ -74,9 +78,9 @@ def ask(backend: ApiBackend, feature: Feature) -> None:
 
 
 @pytest.mark.parametrize("feature", [one for one in Feature if one not in (Feature.HINTS, Feature.STREAMING)])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_feature_works_or_is_refused(
-    server_url: str, says: Callable[..., ScriptedServer], name: str, feature: Feature
+    server_url: str, gemini_url: str, says: Callable[..., ScriptedServer], name: str, feature: Feature
 ) -> None:
     capabilities = BACKENDS[name]
     if feature in capabilities.missing:
@@ -87,15 +91,17 @@ def test_a_feature_works_or_is_refused(
                 ask(backend, feature)
         assert silent.bodies == []
         return
-    if feature is Feature.IMAGES:  # the tiny model sees none
+    if "Gemini" in name:
+        server_url = gemini_url
+    elif feature is Feature.IMAGES:  # the tiny model sees none
         server_url = says(Reply(body=WHOLE[ANTHROPIC if "Anthropic" in name else OPENAI])).url
     with MAKERS[name](server_url) as backend:
         ask(backend, feature)
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_streaming_is_served_unless_it_was_turned_off(name: str, server_url: str) -> None:
-    with MAKERS[name](server_url) as backend:
+@pytest.mark.parametrize("name", NAMES)
+def test_streaming_is_served_unless_it_was_turned_off(name: str, server_url: str, gemini_url: str) -> None:
+    with MAKERS[name](gemini_url if "Gemini" in name else server_url) as backend:
         call = gen(backend, HELLO)
         assert call.partial == call.text
     with pytest.raises(NotServed, match="stream=False"):

@@ -15,7 +15,7 @@ from lang.backends.openai import OpenAIBackend
 from lang.capabilities import NotServed
 from lang.prompt import Image, Prompt, RoleMark
 from tests.lang.backends.conftest import HELLO, TEXT, Reply, ScriptedServer, chat_of, gen, select, text_of
-from tests.lang.backends.test_failures import ANTHROPIC, OPENAI, WHOLE, openai_chunk
+from tests.lang.backends.test_failures import ANTHROPIC, OPENAI, PROTOCOLS, WHOLE, Protocol, openai_chunk
 from tests.lang.backends.test_openai_chat import weather
 
 Says = Callable[..., ScriptedServer]
@@ -76,12 +76,14 @@ def test_anthropics_first_system_messages_are_the_requests_own(says: Says) -> No
     ],
     ids=["image by the assistant", "image by the system", "in user", "after user", "between", "system", "nothing"],
 )
-def test_what_a_chat_cant_say_is_refused_before_anything_is_sent(says: Says, prompt: Prompt, says_so: str) -> None:
-    for protocol in (OPENAI, ANTHROPIC):
-        server = says(Reply(body=WHOLE[protocol]))
-        with protocol.make(server.url) as backend, pytest.raises(NotServed, match=says_so):
-            gen(backend, prompt)
-        assert server.bodies == []
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_a_chat_cant_say_is_refused_before_anything_is_sent(
+    says: Says, protocol: Protocol, prompt: Prompt, says_so: str
+) -> None:
+    server = says(Reply(body=WHOLE[protocol]))
+    with protocol.make(server.url) as backend, pytest.raises(NotServed, match=says_so):
+        gen(backend, prompt)
+    assert server.bodies == []
 
 
 def as_if_hosted(server: ScriptedServer) -> OpenAIBackend:
@@ -132,8 +134,9 @@ def test_other_servers_are_told_the_defaults_too(says: Says) -> None:
     }
 
 
-def test_a_server_that_tells_no_usage_leaves_the_counts_open(says: Says) -> None:
-    with OPENAI.make(says(Reply(body=WHOLE[OPENAI])).url) as backend:
+@pytest.mark.parametrize("protocol", [PROTOCOLS[0], PROTOCOLS[2]])
+def test_a_server_that_tells_no_usage_leaves_the_counts_open(says: Says, protocol: Protocol) -> None:
+    with protocol.make(says(Reply(body=WHOLE[protocol])).url) as backend:
         assert gen(backend).meta == {
             "prompt_tokens": None,
             "cached_tokens": None,
