@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lang.backends.base import Call
+from lang.backends.base import Call, CallError
 from lang.primitives import Gen, Select
 from lang.prompt import Piece
 from lang.sampling import Sampling
@@ -100,7 +100,10 @@ class Output:
         """What the other output has is this one's answer."""
         other = source.output
         if other.problem is not None:
-            self.problem = other.problem
+            if other.call is not None and other.call.error is not None:
+                self.fail(CallError(f"{self.name} failed: {other.call.error}"))
+            else:
+                self.problem = other.problem
             return
         call = other.done()
         self.call = call if source.sample is None else sample_of(call, source.sample, self.expr.name)

@@ -25,6 +25,11 @@ class Operation(Model):
         return ()
 
     @property
+    def answered_by(self) -> frozenset[int]:
+        """Calls that may answer it, or decide whether they do."""
+        return frozenset()
+
+    @property
     def streams(self) -> frozenset[int]:
         """All streams whose order it belongs to."""
         return frozenset() if self.stream == NO_STREAM else frozenset({self.stream})
@@ -54,6 +59,10 @@ class Role(Operation):
     movable: int | None = None
 
 
+def _answered_by(call: int | None, given: tuple[int, ...]) -> frozenset[int]:
+    return frozenset(given) | (frozenset() if call is None else {call})
+
+
 class Gen(Operation):
     """Gives text (a list of texts for n > 1)."""
 
@@ -63,6 +72,8 @@ class Gen(Operation):
     """Only what the program set; the rest comes from the run."""
     same_as: int | None = None
     """A gen after the same prompt with the same sampling: where its output is the same too, it isn't asked twice."""
+    same_if: tuple[int, ...] = ()
+    """And only if these, in its prompt, were answered by others too."""
     sample_of: tuple[int, int] | None = None
     """(gen, number): where outputs are drawn at random, it is that sample of a call of that gen for several."""
     n_samples: int = 1
@@ -72,6 +83,10 @@ class Gen(Operation):
     spec_tokens: int | None = None
     """On an API, ask for so many tokens, so that the gens after it may need no call."""
 
+    @property
+    def answered_by(self) -> frozenset[int]:
+        return _answered_by(self.same_as, self.same_if) | _answered_by(self.sample_of and self.sample_of[0], ())
+
 
 class Select(Operation):
     """Gives the text of a choice."""
@@ -80,13 +95,18 @@ class Select(Operation):
     name: str | None
     choices: tuple[Expression, ...]
     method: str
-    how: Literal["score", "trie", "auto"] = "score"
-    """score: all choices after the prompt. trie: decoding held to the choices. auto: as measurements say."""
+    how: Literal["score", "trie", "text"] = "score"
+    """score: all choices after the prompt. trie: decoding held to the choices. text: there is but one choice."""
     same_as: int | None = None
+    same_if: tuple[int, ...] = ()
 
     @property
     def expressions(self) -> tuple[Expression, ...]:
         return self.choices
+
+    @property
+    def answered_by(self) -> frozenset[int]:
+        return _answered_by(self.same_as, self.same_if)
 
 
 class Set(Operation):
@@ -296,7 +316,7 @@ def made_by(op: Operation) -> tuple[int, ...]:
 
 def needed_by(op: Operation) -> set[int]:
     """The operations whose results it, or what is in its regions, needs from outside of it."""
-    needed = {one for expression in op.expressions for one in results_in(expression)}
+    needed = {one for expression in op.expressions for one in results_in(expression)} | op.answered_by
     inside = {inner.id for region in op.regions for inner in every(region.ops)}
     for region in op.regions:
         for inner in region.ops:

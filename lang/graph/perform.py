@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lang import hints, primitives
+from lang.capabilities import Feature
 from lang.choices import METHODS
 from lang.graph.environment import Environment
 from lang.graph.functions import BUILTIN
@@ -29,6 +31,7 @@ from lang.graph.ops import (
 from lang.graph.sampling import from_json
 from lang.output import MetaOf, Output, Source, Span, ToolCallsOf
 from lang.prompt import Piece, Prompt, RoleMark
+from lang.sampling import NAMES, Sampling
 from lang.state import ProgramState
 
 
@@ -51,28 +54,61 @@ def _gen(op: Gen, environment: Environment) -> None:
     state = _at(op, environment)
     expr = primitives.Gen(op.name, from_json(op.sampling))
     sampling = state._run.sampling.over(expr.sampling)
-    if op.text is not None:
+    if op.text is not None and says(op.text, sampling):
         output = state._add_settled(expr, op.text)
-    elif op.same_as is not None and sampling.repeats:
-        output = state._add_call(expr, Source(environment.result(op.same_as)))
-    elif op.sample_of is not None and not sampling.repeats:
+    elif sampling.repeats and (same := _same(op, environment)) is not None:
+        output = state._add_call(expr, same)
+    elif op.sample_of is not None and _one_of_many(state, sampling):
         first, number = op.sample_of
         output = state._add_sample(expr, environment.result(first), number)
-    elif op.n_samples > 1 and not sampling.repeats:
+    elif op.n_samples > 1 and _one_of_many(state, sampling):
         output = state._add_first_sample(expr, op.n_samples)
     else:
         output = state._add_call(expr)
     environment.results[op.id] = output
 
 
+def _one_of_many(state: ProgramState, sampling: Sampling) -> bool:
+    """Equal gens with it are samples of one call: they are drawn, and nothing is told of the first alone."""
+    alone = sampling.n == 1 and sampling.logprobs is None and not sampling.tools
+    return alone and not sampling.repeats and Feature.N not in state._runner.backend.capabilities.missing
+
+
+def says(text: str, sampling: Sampling) -> bool:
+    """A gen that can only say this does say it: it isn't cut off, and nothing else is told of it."""
+    told = sampling.n == 1 and sampling.logprobs is None
+    return told and len(text.encode()) <= sampling.max_tokens and not any(stop in text for stop in sampling.stop)
+
+
+def _same(op: Gen | Select, environment: Environment) -> Source | None:
+    """The call that answers it, if one does."""
+    if op.same_as is None or not all(number in environment.answered for number in op.same_if):
+        return None
+    environment.answered.add(op.id)
+    return Source(environment.result(op.same_as))
+
+
 def _select(op: Select, environment: Environment) -> None:
     state = _at(op, environment)
     choices = tuple(environment.value(choice) for choice in op.choices)
-    expr = primitives.select(op.name, choices, choices_method=METHODS[op.method])
-    if op.same_as is not None:
-        environment.results[op.id] = state._add_call(expr, Source(environment.result(op.same_as)))
+    expr: primitives.Gen | primitives.Select = primitives.select(op.name, choices, choices_method=METHODS[op.method])
+    if (same := _same(op, environment)) is not None:
+        output = state._add_call(expr, same)
+    elif op.how == "text":
+        output = state._add_settled(expr, choices[0])
+    elif op.how == "trie" and Feature.REGEX not in state._runner.backend.capabilities.missing:
+        output = state._add_call(held_to(op.name, choices))
     else:
-        environment.results[op.id] = state._add_call(expr)
+        output = state._add_call(expr)
+    environment.results[op.id] = output
+
+
+def held_to(name: str | None, choices: Sequence[str]) -> primitives.Gen:
+    """A greedy gen that can write nothing but one of the choices."""
+    pattern = "|".join(re.escape(choice) for choice in dict.fromkeys(choices))
+    room = max(len(choice.encode()) for choice in choices) + 1
+    sampling = Sampling(temperature=0, max_tokens=room, regex=f"({pattern})")  # all of it: nothing comes from the run
+    return primitives.Gen(name, {name: getattr(sampling, name) for name in NAMES})
 
 
 def _set(op: Set, environment: Environment) -> None:

@@ -1,0 +1,105 @@
+"""Instruction selection: how each call is made.
+
+- A gen that can say only one thing, and a select of one choice, are text: no call.
+- Equal gens after equal prompts (siblings of a fork, say) are samples of one call where outputs are drawn at random.
+- A select scores all its choices after the prompt, or ("trie") the model decodes held to the choices, in one request: a
+  single masked step where each choice is one token. That is what `greedy_token_selection` computes from scores, so only
+  selects by that rule are made so, unless told otherwise.
+- On an API, gens of one message between fixed texts are asked for together (`speculate`), and the answer is taken apart
+  where its text matches.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lang.graph.graph import Graph
+from lang.graph.ops import Gen, Operation, Select
+from lang.passes.base import Notes, Pass
+from lang.passes.common_calls import asked
+from lang.passes.prompts import Parts, Prompts, named
+from lang.passes.rewrite import each_operation
+
+_SPECIAL = set(".^$*+?{}[]|()\\")
+
+
+def forced_text() -> Pass:
+    """Gens and selects that can say only one thing are text."""
+    return Pass("forced_text", lambda graph, notes: each_operation(graph, lambda op: _forced(op, notes)))
+
+
+def one_call_for_siblings() -> Pass:
+    """Equal gens after equal prompts are samples of one call, where outputs are drawn."""
+    return Pass("one_call_for_siblings", _siblings)
+
+
+def select_by_decoding(methods: tuple[str, ...] = ("greedy_token_selection",)) -> Pass:
+    """Selects by these rules decode held to their choices. Scores are no longer told.
+
+    For other rules than greedy_token_selection the choice may be another.
+    """
+    return Pass("select_by_decoding", lambda graph, notes: each_operation(graph, lambda op: _trie(op, notes, methods)))
+
+
+def only_text(pattern: str) -> str | None:
+    """The one text that a regex matches, if it is plain text. Others that match just one text aren't recognised."""
+    if (found := re.fullmatch(r"\(([^()|\\]*)\)", pattern)) is not None:
+        pattern = found[1]
+    text, escaped = [], False
+    for char in pattern:
+        if escaped:
+            if char.isalnum():
+                return None
+            text.append(char)
+            escaped = False
+        elif char == "\\":
+            escaped = True
+        elif char in _SPECIAL:
+            return None
+        else:
+            text.append(char)
+    return None if escaped or not text else "".join(text)
+
+
+def _forced(op: Operation, notes: Notes) -> Operation:
+    if isinstance(op, Gen) and isinstance(pattern := op.sampling.get("regex"), str):
+        text = only_text(pattern)
+        if text is not None and op.text is None:
+            notes.changes.append(f"{named(op)} can only say {text!r:.60}: no call")
+            notes.changed_meta.append(f"{named(op)}: no tokens are counted")
+            return op.model_copy(update={"text": text})
+    if isinstance(op, Select) and len(set(map(str, op.choices))) == 1 and isinstance(op.choices[0], str):
+        notes.changes.append(f"{named(op)} has one choice: no call")
+        notes.changed_meta.append(f"{named(op)}: no scores, no tokens are counted")
+        return op.model_copy(update={"how": "text"})
+    return op
+
+
+def _siblings(graph: Graph, notes: Notes) -> Graph:
+    known = Prompts(graph)
+    groups: dict[tuple[int, Parts, Any], list[Gen]] = {}
+    for op in graph.every():
+        if isinstance(op, Gen) and op.text is None and not {"n", "logprobs", "tools"} & op.sampling.keys():
+            groups.setdefault((known.region[op.id], known.before[op.id], asked(op, known)), []).append(op)
+    updates: dict[int, dict[str, Any]] = {}
+    for first, *others in groups.values():
+        if not others:
+            continue
+        updates[first.id] = {"n_samples": 1 + len(others)}
+        for i, other in enumerate(others, 1):
+            updates[other.id] = {"sample_of": (first.id, i)}
+        notes.changes.append(f"{named(first)} and {len(others)} like it are one call for {1 + len(others)} samples")
+        notes.changed_meta.append(
+            f"{named(first)} and {len(others)} more: token counts, if the backend counts all together"
+        )
+    return each_operation(graph, lambda op: op.model_copy(update=updates[op.id]) if op.id in updates else op)
+
+
+def _trie(op: Operation, notes: Notes, methods: tuple[str, ...]) -> Operation:
+    if not isinstance(op, Select) or op.method not in methods or op.how != "score":
+        return op
+    notes.changes.append(f"{named(op)} decodes held to its choices")
+    told = "no scores" if op.method == "greedy_token_selection" else "no scores; the choice may be another"
+    notes.changed_meta.append(f"{named(op)}: {told}")
+    return op.model_copy(update={"how": "trie"})
