@@ -33,6 +33,7 @@ from lang.primitives import (
 )
 from lang.program_run import ProgramRun
 from lang.runner import Runner
+from lang.speculation import SpeculationCount
 from lang.state import ProgramState
 from lang.tools import Tool, ToolCall
 
@@ -48,6 +49,7 @@ __all__ = [
     "ProgramState",
     "ProgramStateGroup",
     "Runner",
+    "SpeculationCount",
     "Tool",
     "ToolCall",
     "assistant",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Literal, overload
 
 from lang.backends.base import Backend
@@ -13,15 +14,17 @@ from lang.runner import Runner, executing
 from lang.sampling import NAMES, closest
 from lang.state import ProgramState
 
-RESERVED = frozenset({"backend", "stream", "num_threads", "progress_bar", "generator_style"})
+RESERVED = frozenset({"backend", "stream", "num_threads", "progress_bar", "generator_style", "num_api_spec_tokens"})
 Item = Mapping[str, Any] | tuple[Any, ...] | list[Any]
 
 
 class Program:
     """A function over a `ProgramState`, ready to run."""
 
-    def __init__(self, fn: Callable[..., Any], bound: Mapping[str, Any] | None = None) -> None:
-        """bound: arguments that are given already."""
+    def __init__(
+        self, fn: Callable[..., Any], bound: Mapping[str, Any] | None = None, num_api_spec_tokens: int | None = None
+    ) -> None:
+        """bound: arguments that are given already. num_api_spec_tokens: see `function`."""
         parameters = list(inspect.signature(fn).parameters.values())
         where = f"program {fn.__name__!r}"
         if not parameters or parameters[0].name != "s":
@@ -37,6 +40,7 @@ class Program:
         self._names = tuple(parameter.name for parameter in parameters[1:])
         self._own = frozenset(self._names)
         self.bound: Mapping[str, Any] = dict(bound or {})
+        self.num_api_spec_tokens = _spec_tokens(0 if num_api_spec_tokens is None else num_api_spec_tokens)
 
     def __repr__(self) -> str:
         return f"<program {self.name}>"
@@ -60,7 +64,7 @@ class Program:
             name = min(unknown)
             known = ", ".join(self._names) or "none"
             raise TypeError(f"program {self.name!r} has no argument {name!r}{closest(name, self._own)} it has: {known}")
-        return Program(self.fn, {**self.bound, **kwargs})
+        return Program(self.fn, {**self.bound, **kwargs}, self.num_api_spec_tokens)
 
     def check(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """All arguments, bound ones too. Raises TypeError when the program can't be called with them."""
@@ -72,16 +76,24 @@ class Program:
             raise TypeError(f"program {self.name!r}: {error}; its arguments: {takes}") from None
         return arguments
 
-    def run(self, *args: Any, backend: Backend | None = None, stream: bool = False, **kwargs: Any) -> ProgramState:
+    def run(
+        self,
+        *args: Any,
+        backend: Backend | None = None,
+        stream: bool = False,
+        num_api_spec_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> ProgramState:
         """Runs it to its end. Keywords that aren't the program's own are defaults for its calls (temperature=0, ...).
 
         Raises what the program raises. stream: returns at once; the program goes on while its state is read, with
-        `text_iter`, say, and what goes wrong is raised there.
+        `text_iter`, say, and what goes wrong is raised there. num_api_spec_tokens: in place of the program's own.
         """
         own, sampling = self._split(self._named(args, kwargs))
+        program = self._speculating(num_api_spec_tokens)
         if stream:
-            return self._start(own, sampling, backend).state
-        (run,) = self._runs([own], sampling, backend, limit=None, progress_bar=False)
+            return program._start(own, sampling, backend).state
+        (run,) = program._runs([own], sampling, backend, limit=None, progress_bar=False)
         if run.error is not None:
             raise run.error
         return run.state
@@ -95,6 +107,7 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         generator_style: Literal[False] = False,
+        num_api_spec_tokens: int | None = None,
         **sampling: Any,
     ) -> list[ProgramState]: ...
 
@@ -107,6 +120,7 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         generator_style: Literal[True],
+        num_api_spec_tokens: int | None = None,
         **sampling: Any,
     ) -> Iterator[ProgramState]: ...
 
@@ -118,6 +132,7 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         generator_style: bool = False,
+        num_api_spec_tokens: int | None = None,
         **sampling: Any,
     ) -> list[ProgramState] | Iterator[ProgramState]:
         """Runs it once for each of `batch` (dicts, or tuples in the order of its arguments), together.
@@ -125,7 +140,7 @@ class Program:
         States come in the order of `batch`; with `generator_style` each as soon as it and those before it are done. A
         run that fails doesn't stop the others: its `state.error()` says why, and reading its variables raises.
         `num_threads`: programs at a time ("auto": all, the backend queues). There are no threads; the name is SGLang's.
-        What all first calls begin with is cached before they are sent.
+        What all first calls begin with is cached before they are sent. num_api_spec_tokens: in place of the program's.
         """
         own_in_sampling, defaults = self._split(sampling)
         if own_in_sampling:
@@ -134,8 +149,16 @@ class Program:
             raise ValueError(f"num_threads={num_threads!r} is not allowed: it must be 'auto' or 1 or more")
         items = [self._item(i, item) for i, item in enumerate(batch)]
         limit = num_threads if isinstance(num_threads, int) else None
-        states = (run.state for run in self._runs(items, defaults, backend, limit, progress_bar))
+        program = self._speculating(num_api_spec_tokens)
+        states = (run.state for run in program._runs(items, defaults, backend, limit, progress_bar))
         return states if generator_style else list(states)
+
+    def _speculating(self, num_api_spec_tokens: int | None) -> Program:
+        if num_api_spec_tokens is None:
+            return self
+        program = copy(self)
+        program.num_api_spec_tokens = _spec_tokens(num_api_spec_tokens)
+        return program
 
     def _item(self, i: int, item: Item) -> Mapping[str, Any]:
         if not isinstance(item, Mapping | tuple | list):
@@ -228,9 +251,35 @@ def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda n: progress.advance(task, n)
 
 
-def function(fn: Callable[..., Any]) -> Program:
-    """Makes a program: `@function` over `def name(s, ...)`."""
-    return Program(fn)
+def _spec_tokens(given: object) -> int:
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise ValueError(
+            f"num_api_spec_tokens={given!r} is not allowed: it must be the tokens that a call is asked for, 1 or more, "
+            "or 0 for no speculation"
+        )
+    return given
+
+
+@overload
+def function(fn: Callable[..., Any]) -> Program: ...
+
+
+@overload
+def function(*, num_api_spec_tokens: int | None = None) -> Callable[[Callable[..., Any]], Program]: ...
+
+
+def function(
+    fn: Callable[..., Any] | None = None, *, num_api_spec_tokens: int | None = None
+) -> Program | Callable[[Callable[..., Any]], Program]:
+    """Makes a program: `@function` over `def name(s, ...)`.
+
+    `@function(num_api_spec_tokens=64)`: over a network, a gen with a stop is asked for 64 tokens (its max_tokens if
+    more) without it, and gens behind it are served from what comes after the stop where the program goes on as the
+    model did (API speculative execution: arXiv 2312.07104, section 3). Raises ValueError for what is no such number.
+    """
+    if fn is None:
+        return lambda fn: Program(fn, num_api_spec_tokens=num_api_spec_tokens)
+    return Program(fn, num_api_spec_tokens=num_api_spec_tokens)
 
 
 _default: list[Backend] = []

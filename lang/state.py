@@ -13,6 +13,7 @@ from lang.output import Gathered, Output, Span, Trunk
 from lang.primitives import Gen, Select, assistant, parts_of, system, user
 from lang.prompt import Image, Piece, Prompt, RoleMark
 from lang.sampling import closest
+from lang.speculation import SpeculationCount
 from lang.streaming import growing, growing_aside
 from lang.tools import ToolCall
 
@@ -40,6 +41,7 @@ class ProgramState:
         self._role: str | None = None
         self._scopes: list[list[Piece | Output]] = []
         self._trunk: Trunk | None = None
+        self._last: Output | None = None
         self._closed = ""
         self.ret_value: Any = None
         """What the program returned."""
@@ -113,6 +115,7 @@ class ProgramState:
         branch._variables = dict(self._variables)
         branch._role = self._role
         branch._trunk = trunk
+        branch._last = self._last
         return branch
 
     # ---- reading
@@ -147,6 +150,10 @@ class ProgramState:
         """Token counts, finish reason and scores of the call that made the variable (see `Call.meta`)."""
         return self._output(name, "meta info").done().meta
 
+    def speculation(self) -> SpeculationCount:
+        """What `num_api_spec_tokens` has brought the whole program so far. Waits for nothing."""
+        return self._run.speculation
+
     def tool_calls(self, name: str) -> tuple[ToolCall, ...]:
         """What the model asked to be called in the output `name`."""
         return self._output(name, "tool calls").done().tool_calls
@@ -177,7 +184,7 @@ class ProgramState:
 
     def _add(self, piece: object) -> None:
         if isinstance(piece, Gen | Select):
-            output = self._runner.calls.submit(self._run, piece, self._prefix(), _caller(), self._trunk)
+            output = self._runner.calls.submit(self._run, piece, self._prefix(), _caller(), self._trunk, self._last)
             self._outputs.append(output)
             if piece.name is not None:
                 self._variables[piece.name] = output
@@ -187,6 +194,8 @@ class ProgramState:
         elif isinstance(piece, Output):
             self._outputs.append(piece)
         assert isinstance(piece, str | Image | RoleMark | Output)
+        if not isinstance(piece, str):  # outputs and texts of one message follow each other
+            self._last = piece if isinstance(piece, Output) else None
         self._pieces.append(piece)
         for scope in self._scopes:
             scope.append(piece)
