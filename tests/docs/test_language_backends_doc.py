@@ -1,4 +1,4 @@
-"""The example of docs/language_backends.md runs as printed, on servers that speak the protocols."""
+"""The examples of docs/language_backends.md run as printed, the first on servers that speak the protocols."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "language_backends.md"
 def test_one_program_runs_on_every_backend(
     says: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (snippet,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    snippet, one_call = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     openai, anthropic, local = (says(Reply(body=WHOLE[protocol])) for protocol in (OPENAI, ANTHROPIC, OPENAI))
     for name, server in (("OPENAI", openai), ("ANTHROPIC", anthropic)):
         monkeypatch.setenv(f"{name}_API_KEY", "a key")
@@ -34,3 +34,5 @@ def test_one_program_runs_on_every_backend(
         "claude-opus-5-5",
         "tiny",
     ]
+    exec(compile(one_call, "one_call.py", "exec", dont_inherit=True), names)
+    assert names["state"].speculation() == (2, 1, 0)
