@@ -36,6 +36,7 @@ from lang.primitives import (
 )
 from lang.program_run import ProgramRun
 from lang.runner import Runner
+from lang.speculation import SpeculationCount
 from lang.state import ProgramState
 from lang.tools import Tool, ToolCall
 
@@ -51,6 +52,7 @@ __all__ = [
     "ProgramState",
     "ProgramStateGroup",
     "Runner",
+    "SpeculationCount",
     "Tool",
     "ToolCall",
     "TraceError",

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lang.backends.base import Backend, Call, CallError, Tags
-from lang.capabilities import features_of, features_of_select
+from lang.capabilities import Feature, NotServed, features_of, features_of_select
 from lang.output import Output, Source, Trunk
 from lang.primitives import Gen, Select
 from lang.program_run import Awaited, ProgramRun
 from lang.prompt import Piece, Prompt
 from lang.sampling import Sampling
+from lang.speculation import HINT, SERVED, Speculation, speculation_of
 
 COMMON_PREFIX = 64
 """Characters from which the common prefix of a batch is worth a request of its own (SGLang's number)."""
@@ -52,18 +53,25 @@ class Calls:
         trunk: Trunk | None = None,
         kin: Trunk | None = None,
         source: Source | None = None,
+        after: Output | None = None,
     ) -> Output:
         """Sends the call, or leaves it until the outputs before it are there. With a source there is no call.
+
+        after: the output before it, with nothing but text between.
 
         Raises NotServed for what the backend can't do at all; whatever else goes wrong is the output's problem.
         """
         if run.finished:
             raise RuntimeError(f"program {run.name!r} is over: its state takes no more calls")
         sampling = run.sampling.over(expr.sampling) if isinstance(expr, Gen) else run.sampling
+        speculation = None
+        if run.num_api_spec_tokens and self._backend.speculates and source is None:
+            said = after.speculation if after is not None else None
+            speculation = speculation_of(expr, sampling, run.num_api_spec_tokens, said)
         if self._backend.capabilities.missing and source is None:
-            self._check(expr, sampling, prefix)
+            self._check(run, expr, sampling, prefix, speculation)
         kin = run.kin if kin is None and not run.outputs else kin
-        output = Output(expr, sampling, run, where, prefix, trunk, kin, source)
+        output = Output(expr, sampling, run, where, prefix, trunk, kin, source, speculation)
         run.outputs.append(output)
         needed = prefix if source is None else (source.output,)
         before = {piece: None for piece in needed if isinstance(piece, Output) and not piece.finished}
@@ -124,6 +132,8 @@ class Calls:
                 continue
             if call.error is not None:
                 output.fail(CallError(f"{output.name} failed: {call.error}"))
+            elif output.run.num_api_spec_tokens and not self._read(output, call):
+                continue
             self.ended(output)
 
     def give_up(self, output: Output, why: str) -> None:
@@ -136,21 +146,32 @@ class Calls:
         output.fail(CallError(f"{output.name} was given up: {why}"))
         self.ended(output)
 
-    def _check(self, expr: Gen | Select, sampling: Sampling, prefix: tuple[Piece | Output, ...]) -> None:
+    def _check(
+        self,
+        run: ProgramRun,
+        expr: Gen | Select,
+        sampling: Sampling,
+        prefix: tuple[Piece | Output, ...],
+        speculation: Speculation | None,
+    ) -> None:
         """Raises NotServed."""
         prompt = Prompt(tuple("..." if isinstance(piece, Output) else piece for piece in prefix))
         if isinstance(expr, Gen):
-            asked = features_of(prompt, sampling)
+            asked = features_of(prompt, sampling if speculation is None else speculation.asked)
         else:
             asked = features_of_select(prompt)
         for feature, what in asked:
+            if feature is Feature.ASSISTANT_PREFIX and run.num_api_spec_tokens and self._backend.speculates:
+                if speculation is not None and speculation.may_be_served:
+                    continue  # `send` refuses it where it isn't
+                what += HINT
             self._backend.capabilities.need(feature, what)
 
     def send(self, output: Output) -> None:
         """Everything before it is finished, or something failed. It may be finished itself after this: refused."""
         if output.finished:  # given up
             return
-        run, expr = output.run, output.expr
+        run = output.run
         prefix, output.prefix = output.prefix, ()
         if output.source is not None:
             output.take(output.source)
@@ -158,29 +179,68 @@ class Calls:
         try:
             prompt = known(prefix)
             tags = run.tags if not run.calls else run.tags._replace(due=None)
+            if output.speculation is not None and self._serve(output, output.speculation, prompt, tags):
+                return
             if output.trunk is not None and not output.trunk.committed:
                 self._commit(output.trunk, tags)
             if output.kin is not None:
                 tags = tags._replace(siblings=output.kin.n, parent=output.kin.request)
-            if isinstance(expr, Gen):
-                call = self._backend.generate(expr.name, prompt, output.sampling, tags)
-            else:
-                call = self._backend.score(expr.name, prompt, expr.choices, expr.method, tags)
+            self._ask(output, prompt, tags)
         except Lost as lost:
             output.fail(CallError(f"{output.name} wasn't sent: {lost.output.name} before it has no value"))
-            return
+        except NotServed as error:
+            why = output.speculation.unserved if output.speculation is not None else ""
+            output.fail(NotServed(f"{output.name} couldn't be served without a call: {why}; {error}") if why else error)
         except Exception as error:
             output.fail(error)
-            return
+
+    def _serve(self, output: Output, speculation: Speculation, prompt: Prompt, tags: Tags) -> bool:
+        """Without a call, if what was said before has it."""
+        text = speculation.serve(prompt)
+        if text is None:
+            return False
+        said = prompt.text(self._backend.style)
+        output.call = Call(name=output.expr.name, prompt=said, request=prompt, tags=tags, finished=True, partial=text)
+        output.call.texts, output.call.meta = (text,), dict(SERVED)
+        output.run.saved_calls += 1
+        return True
+
+    def _ask(self, output: Output, prompt: Prompt, tags: Tags) -> None:
+        """Raises what the backend raises."""
+        expr = output.expr
+        if isinstance(expr, Gen):
+            sampling = output.sampling if output.speculation is None else output.speculation.asked
+            call = self._backend.generate(expr.name, prompt, sampling, tags)
+        else:
+            call = self._backend.score(expr.name, prompt, expr.choices, expr.method, tags)
         output.call, call.owner = call, self
         if output.watched:
             self._backend.watch(call)
         self.open[call] = output
-        owner: ProgramRun | None = run
+        owner: ProgramRun | None = output.run
         while owner is not None:
             owner.calls.append(call)
             owner = owner.parent
         self.stirred()
+
+    def _read(self, output: Output, call: Call) -> bool:
+        """What an over-long call said of its own gen. False: too much was said, and it is asked again."""
+        speculation = output.speculation
+        if speculation is None or not speculation.asks_long:
+            call.meta["speculation"] = "plain"
+            return True
+        own = speculation.read(call)
+        if speculation.answer is not None:
+            output.run.long_answers.append(speculation.answer)
+        if own is not None:
+            output.call = own
+            return True
+        try:
+            self._ask(output, speculation.prompt, call.tags)
+        except Exception as error:
+            output.fail(error)
+            return True
+        return False
 
     def _commit(self, trunk: Trunk, tags: Tags) -> None:
         trunk.committed = True

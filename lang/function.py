@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lang import async_runs
@@ -22,15 +23,17 @@ if TYPE_CHECKING:
     from lang.graph.graph import Graph
     from lang.passes.base import Pass
 
-RESERVED = frozenset({"backend", "stream", "num_threads", "progress_bar", "generator_style"})
+RESERVED = frozenset({"backend", "stream", "num_threads", "progress_bar", "generator_style", "num_api_spec_tokens"})
 Item = Mapping[str, Any] | tuple[Any, ...] | list[Any]
 
 
 class Program:
     """A function over a `ProgramState`, ready to run."""
 
-    def __init__(self, fn: Callable[..., Any], bound: Mapping[str, Any] | None = None) -> None:
-        """bound: arguments that are given already."""
+    def __init__(
+        self, fn: Callable[..., Any], bound: Mapping[str, Any] | None = None, num_api_spec_tokens: int | None = None
+    ) -> None:
+        """bound: arguments that are given already. num_api_spec_tokens: see `function`."""
         parameters = list(inspect.signature(fn).parameters.values())
         where = f"program {fn.__name__!r}"
         if not parameters or parameters[0].name != "s":
@@ -48,6 +51,7 @@ class Program:
         """Where it is written."""
         self.__doc__ = fn.__doc__
         self.bound: Mapping[str, Any] = dict(bound or {})
+        self.num_api_spec_tokens = _spec_tokens(0 if num_api_spec_tokens is None else num_api_spec_tokens)
         self._set_signature(inspect.signature(fn))
 
     def _set_signature(self, signature: inspect.Signature) -> None:
@@ -85,7 +89,7 @@ class Program:
     def bind(self, **kwargs: Any) -> Program:
         """The program with some of its arguments given. Those given again later go before these."""
         self.check_names(kwargs)
-        return Program(self.fn, {**self.bound, **kwargs})
+        return Program(self.fn, {**self.bound, **kwargs}, self.num_api_spec_tokens)
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -142,25 +146,38 @@ class Program:
             raise TypeError(f"program {self.name!r}: {error}; its arguments: {takes}") from None
         return arguments
 
-    def run(self, *args: Any, backend: Backend | None = None, stream: bool = False, **kwargs: Any) -> ProgramState:
+    def run(
+        self,
+        *args: Any,
+        backend: Backend | None = None,
+        stream: bool = False,
+        num_api_spec_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> ProgramState:
         """Runs it to its end. Keywords that aren't the program's own are defaults for its calls (temperature=0, ...).
 
         Raises what the program raises. stream: returns at once; the program goes on while its state is read, with
-        `text_iter`, say, and what goes wrong is raised there.
+        `text_iter`, say, and what goes wrong is raised there. num_api_spec_tokens: in place of the program's own.
         """
         own, sampling = self._split(self._named(args, kwargs))
         tracer = current_tracer()
         if tracer is not None:
             return tracer.call(self, own, sampling, awaited=not stream)  # type: ignore[return-value]
+        program = self._speculating(num_api_spec_tokens)
         if stream:
-            return self._start(own, sampling, backend).state
-        (run,) = self._runs([own], sampling, backend, limit=None, progress_bar=False)
+            return program._start(own, sampling, backend).state
+        (run,) = program._runs([own], sampling, backend, limit=None, progress_bar=False)
         if run.error is not None:
             raise run.error
         return run.state
 
     async def run_async(
-        self, *args: Any, backend: Backend | None = None, stream: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        backend: Backend | None = None,
+        stream: bool = False,
+        num_api_spec_tokens: int | None = None,
+        **kwargs: Any,
     ) -> ProgramState:
         """`run` in asyncio code: other tasks go on meanwhile. Cancelling it cancels the program.
 
@@ -170,10 +187,10 @@ class Program:
         tracer = current_tracer()
         if tracer is not None:
             return tracer.call(self, own, sampling, awaited=not stream)  # type: ignore[return-value]
-        chosen = _backend_here(backend)
+        chosen, program = _backend_here(backend), self._speculating(num_api_spec_tokens)
         if stream:
-            return async_runs.started(self, own, sampling, chosen).state
-        return (await async_runs.one(self, own, sampling, chosen)).state
+            return async_runs.started(program, own, sampling, chosen).state
+        return (await async_runs.one(program, own, sampling, chosen)).state
 
     @overload
     def run_batch_async(
@@ -184,6 +201,7 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         generator_style: Literal[False] = False,
+        num_api_spec_tokens: int | None = None,
         **sampling: Any,
     ) -> Awaitable[list[ProgramState]]: ...
 
@@ -196,6 +214,7 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         generator_style: Literal[True],
+        num_api_spec_tokens: int | None = None,
         **sampling: Any,
     ) -> AsyncIterator[ProgramState]: ...
 
@@ -207,6 +226,7 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         generator_style: bool = False,
+        num_api_spec_tokens: int | None = None,
         **sampling: Any,
     ) -> Awaitable[list[ProgramState]] | AsyncIterator[ProgramState]:
         """`run_batch` in asyncio code: to await, or with `generator_style` for `async for`.
@@ -214,7 +234,9 @@ class Program:
         Leaving it early cancels the rest.
         """
         items, defaults, limit = self._batch(batch, num_threads, sampling)
-        runs = async_runs.each(self, items, defaults, _backend_here(backend), limit, progress_bar)
+        runs = async_runs.each(
+            self._speculating(num_api_spec_tokens), items, defaults, _backend_here(backend), limit, progress_bar
+        )
         states = (run.state async for run in runs)
         return states if generator_style else _all_of(states)
 
@@ -227,6 +249,7 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         generator_style: Literal[False] = False,
+        num_api_spec_tokens: int | None = None,
         **sampling: Any,
     ) -> list[ProgramState]: ...
 
@@ -239,6 +262,7 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         generator_style: Literal[True],
+        num_api_spec_tokens: int | None = None,
         **sampling: Any,
     ) -> Iterator[ProgramState]: ...
 
@@ -250,6 +274,7 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         generator_style: bool = False,
+        num_api_spec_tokens: int | None = None,
         **sampling: Any,
     ) -> list[ProgramState] | Iterator[ProgramState]:
         """Runs it once for each of `batch` (dicts, or tuples in the order of its arguments), together.
@@ -257,14 +282,15 @@ class Program:
         States come in the order of `batch`; with `generator_style` each as soon as it and those before it are done. A
         run that fails doesn't stop the others: its `state.error()` says why, and reading its variables raises.
         `num_threads`: programs at a time ("auto": all, the backend queues). There are no threads; the name is SGLang's.
-        What all first calls begin with is cached before they are sent.
+        What all first calls begin with is cached before they are sent. num_api_spec_tokens: in place of the program's.
         """
         items, defaults, limit = self._batch(batch, num_threads, sampling)
         tracer = current_tracer()
         if tracer is not None:
             traced = [tracer.call(self, item, defaults, awaited=False) for item in items]
             return iter(traced) if generator_style else traced  # type: ignore[return-value]
-        states = (run.state for run in self._runs(items, defaults, backend, limit, progress_bar))
+        program = self._speculating(num_api_spec_tokens)
+        states = (run.state for run in program._runs(items, defaults, backend, limit, progress_bar))
         return states if generator_style else list(states)
 
     def _batch(
@@ -278,6 +304,13 @@ class Program:
             raise ValueError(f"num_threads={num_threads!r} is not allowed: it must be 'auto' or 1 or more")
         items = [self._item(i, item) for i, item in enumerate(batch)]
         return items, defaults, num_threads if isinstance(num_threads, int) else None
+
+    def _speculating(self, num_api_spec_tokens: int | None) -> Program:
+        if num_api_spec_tokens is None:
+            return self
+        program = copy(self)
+        program.num_api_spec_tokens = _spec_tokens(num_api_spec_tokens)
+        return program
 
     def _item(self, i: int, item: Item) -> Mapping[str, Any]:
         if not isinstance(item, Mapping | tuple | list):
@@ -361,9 +394,35 @@ class Program:
         return Runner(backend or default_backend()).start(self, kwargs, sampling=sampling)
 
 
-def function(fn: Callable[..., Any]) -> Program:
-    """Makes a program: `@function` over `def name(s, ...)`."""
-    return Program(fn)
+def _spec_tokens(given: object) -> int:
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise ValueError(
+            f"num_api_spec_tokens={given!r} is not allowed: it must be the tokens that a call is asked for, 1 or more, "
+            "or 0 for no speculation"
+        )
+    return given
+
+
+@overload
+def function(fn: Callable[..., Any]) -> Program: ...
+
+
+@overload
+def function(*, num_api_spec_tokens: int | None = None) -> Callable[[Callable[..., Any]], Program]: ...
+
+
+def function(
+    fn: Callable[..., Any] | None = None, *, num_api_spec_tokens: int | None = None
+) -> Program | Callable[[Callable[..., Any]], Program]:
+    """Makes a program: `@function` over `def name(s, ...)`.
+
+    `@function(num_api_spec_tokens=64)`: over a network, a gen with a stop is asked for 64 tokens (its max_tokens if
+    more) without it, and gens behind it are served from what comes after the stop where the program goes on as the
+    model did (API speculative execution: arXiv 2312.07104, section 3). Raises ValueError for what is no such number.
+    """
+    if fn is None:
+        return lambda fn: Program(fn, num_api_spec_tokens=num_api_spec_tokens)
+    return Program(fn, num_api_spec_tokens=num_api_spec_tokens)
 
 
 async def _all_of(states: AsyncIterator[ProgramState]) -> list[ProgramState]:

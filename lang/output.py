@@ -11,6 +11,7 @@ from lang.backends.base import Call, CallError
 from lang.primitives import Gen, Select
 from lang.prompt import Piece
 from lang.sampling import Sampling
+from lang.speculation import Speculation
 
 if TYPE_CHECKING:
     from lang.program_run import ProgramRun, Waiter
@@ -47,8 +48,10 @@ class Output:
     """It is the first call of a branch of this, or of a run in a batch."""
     source: Source | None = None
     """Where the answer comes from, if not from a call of its own."""
+    speculation: Speculation | None = None
+    """Of a gen that one over-long call may serve together with others."""
     call: Call | None = None
-    """None until it is sent."""
+    """None until it is sent. Of an over-long one, once it is finished, this output's own part."""
     watched: bool = False
     """Somebody reads its text as it grows."""
     problem: Exception | None = None
@@ -76,7 +79,10 @@ class Output:
         """The text so far."""
         if self.call is None:
             return ""
-        return self.written if self.call.finished and self.problem is None else self.call.partial
+        if self.call.finished and self.problem is None:
+            return self.written
+        long = self.speculation is not None and self.speculation.asks_long
+        return self.speculation.shown(self.call.partial) if self.speculation is not None and long else self.call.partial
 
     @property
     def written(self) -> str:

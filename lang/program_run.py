@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Union
 from lang.backends.base import Call, Tags
 from lang.output import Output, Trunk
 from lang.sampling import Sampling
+from lang.speculation import LongAnswer, SpeculationCount
 
 if TYPE_CHECKING:
     from lang.calls import Group
@@ -64,6 +65,10 @@ class ProgramRun:
     """Of all its streams, in the order written."""
     failed_at: str = ""
     """Of a graph: path:line of the operation that failed."""
+    saved_calls: int = 0
+    """Gens of its own that needed none, by speculation."""
+    long_answers: list[LongAnswer] = field(default_factory=list)
+    """What its own over-long calls said."""
     waiters: list[Waiter] = field(default_factory=list)
     group: Group | None = None
     """Where its calls are held back for a while."""
@@ -81,6 +86,22 @@ class ProgramRun:
     def due(self) -> float:
         """When it should have started; when it did, if nobody said."""
         return self.started_at if self.tags.due is None else self.tags.due
+
+    @property
+    def num_api_spec_tokens(self) -> int:
+        """0: no speculation."""
+        return self.program.num_api_spec_tokens
+
+    @property
+    def speculation(self) -> SpeculationCount:
+        """What it has brought so far, in the programs it ran too."""
+        inner = [child.speculation for child in self.children]
+        wasted = [*(answer.wasted_tokens for answer in self.long_answers), *(count.wasted_tokens for count in inner)]
+        return SpeculationCount(
+            self.saved_calls + sum(count.saved_calls for count in inner),
+            len(self.long_answers) + sum(count.long_calls for count in inner),
+            None if None in wasted else sum(tokens for tokens in wasted if tokens is not None),
+        )
 
     @property
     def client(self) -> str:

@@ -13,6 +13,7 @@ from lang.output import Gathered, Later, MetaOf, Output, Source, Span, ToolCalls
 from lang.primitives import Gen, Select, assistant, system, user, written_parts
 from lang.prompt import Image, Piece, Prompt, RoleMark
 from lang.sampling import closest
+from lang.speculation import SpeculationCount
 from lang.streaming import growing, growing_aside
 from lang.tools import ToolCall
 
@@ -40,6 +41,7 @@ class ProgramState:
         self._trunk: Trunk | None = None
         self._kin: Trunk | None = None
         self._pinned: list[Prompt] = []
+        self._last: Output | None = None
         self._closed = ""
         self._line: tuple[str, int] | None = None
         """The program's own line, where it isn't the one that is being executed: a graph's."""
@@ -114,6 +116,7 @@ class ProgramState:
         branch._variables = dict(self._variables)
         branch._role = self._role
         branch._trunk, branch._kin = trunk, kin
+        branch._last = self._last
         return branch
 
     # ---- reading
@@ -156,6 +159,10 @@ class ProgramState:
     def get_meta_info(self, name: str) -> dict[str, Any]:
         """Token counts, finish reason and scores of the call that made the variable (see `Call.meta`)."""
         return self._output(name, "meta info").done().meta
+
+    def speculation(self) -> SpeculationCount:
+        """What `num_api_spec_tokens` has brought the whole program so far. Waits for nothing."""
+        return self._run.speculation
 
     def tool_calls(self, name: str) -> tuple[ToolCall, ...]:
         """What the model asked to be called in the output `name`."""
@@ -213,6 +220,8 @@ class ProgramState:
         elif isinstance(piece, Output):
             self._outputs.append(piece)
         assert isinstance(piece, str | Image | RoleMark | Output)
+        if not isinstance(piece, str):  # outputs and texts of one message follow each other
+            self._last = piece if isinstance(piece, Output) else None
         self._pieces.append(piece)
         for _, scope in self._scopes:
             scope.append(piece)
@@ -230,7 +239,7 @@ class ProgramState:
             raise RuntimeError(f"this {self._closed}: nothing can be added to it")
         where = self._line or caller()
         kin, self._kin = self._kin, None
-        output = self._runner.calls.submit(self._run, expr, self._prefix(), where, self._trunk, kin, source)
+        output = self._runner.calls.submit(self._run, expr, self._prefix(), where, self._trunk, kin, source, self._last)
         self._add_output(output)
         return output
 

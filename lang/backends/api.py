@@ -73,6 +73,8 @@ class ApiBackend(Backend):
     policy. `close()` (or `with`) ends the thread; a backend that is forgotten ends it too.
     """
 
+    speculates = True
+
     def __init__(self, capabilities: Capabilities, *, style: ChatStyle = PLAIN, concurrency: int = 128) -> None:
         """concurrency: requests under way at a time; the others wait here, where they cost no connection."""
         if concurrency < 1:

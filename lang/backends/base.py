@@ -69,7 +69,8 @@ class Call:
     """Where they were asked for: a list of `TokenLogprob`, one a token of the first sample."""
     meta: dict[str, Any] = field(default_factory=dict)
     """prompt_tokens, cached_tokens, completion_tokens (sums over its requests), finish_reason; a select adds
-    choices, normalized_prompt_logprobs (mean a token, one a choice) and input_token_logprobs."""
+    choices, normalized_prompt_logprobs (mean a token, one a choice) and input_token_logprobs. In programs with
+    num_api_spec_tokens also speculation: plain, asked (for more than this gen) or served (of what was said before)."""
     sample_meta: tuple[dict[str, Any], ...] = ()
     """For n > 1, where the backend knows it: the meta info that each sample would have alone."""
     error: str | None = None
@@ -99,6 +100,9 @@ class Backend(Protocol):
     clock: Clock
     capabilities: Capabilities
     style: ChatStyle = PLAIN
+    speculates: bool = False
+    """Calls cost so much that one over-long call for several gens (`num_api_spec_tokens`) is worth it: over a network,
+    where each sends its whole prompt again. Elsewhere programs make plain calls, whose prompts are cached."""
 
     @abstractmethod
     def generate(self, name: str | None, prompt: Prompt, sampling: Sampling, tags: Tags) -> Call:

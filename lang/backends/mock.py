@@ -48,6 +48,7 @@ class MockBackend(Backend):
     tool calls with it, where tools are offered; `logprobs(prompt, choice)` gives a choice's log-probabilities, one a
     word. By default outputs are "ok" and shorter words are likelier. A reply that isn't what `regex` or `json_schema`
     ask for is the call's error; the schema itself isn't looked at. Outputs grow by equal parts, one a step.
+    speculates: as backends over a network do with `num_api_spec_tokens`.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class MockBackend(Backend):
         logprobs: ChoiceLogprobs = by_word_length,
         steps_per_call: int | Callable[[str], int] = 1,
         calls: Calls = call_nothing,
+        speculates: bool = False,
     ) -> None:
+        self.speculates = speculates
         self.capabilities = Capabilities(
             "the mock",
             {

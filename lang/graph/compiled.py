@@ -29,7 +29,8 @@ class CompiledProgram(Program):
         bound: Mapping[str, Any] | None = None,
     ) -> None:
         """Raises TraceError for what a graph can't hold, TypeError for `static` names that aren't arguments."""
-        super().__init__(program.fn, program.bound if bound is None else bound)
+        spec_tokens = max([program.num_api_spec_tokens, *(one.num_api_spec_tokens for one in passes)])
+        super().__init__(program.fn, program.bound if bound is None else bound, spec_tokens)
         program.check_names(static)
         self.source = program
         self.static = tuple(static)

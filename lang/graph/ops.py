@@ -80,8 +80,6 @@ class Gen(Operation):
     """How many equal gens its call answers, itself included."""
     text: str | None = None
     """The only thing that it can say: no call is made."""
-    spec_tokens: int | None = None
-    """On an API, ask for so many tokens, so that the gens after it may need no call."""
 
     @property
     def answered_by(self) -> frozenset[int]:

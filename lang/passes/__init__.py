@@ -6,7 +6,7 @@ program.compile(passes=[passes.common_calls(), passes.dead_code(), passes.prefet
 from lang.passes.base import Pass, Report
 from lang.passes.common_calls import common_calls
 from lang.passes.dead_code import dead_code
-from lang.passes.instructions import forced_text, one_call_for_siblings, select_by_decoding
+from lang.passes.instructions import forced_text, one_call_for_siblings, select_by_decoding, speculate
 from lang.passes.movement import code_movement
 from lang.passes.prefetching import prefetch
 
@@ -20,4 +20,5 @@ __all__ = [
     "one_call_for_siblings",
     "prefetch",
     "select_by_decoding",
+    "speculate",
 ]

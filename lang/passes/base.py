@@ -52,6 +52,8 @@ class Pass:
 
     name: str
     change: Callable[[Graph, Notes], Graph]
+    num_api_spec_tokens: int = 0
+    """On an API, the program is run with so many (see `lang.function`)."""
 
     def apply(self, graph: Graph) -> tuple[Graph, Report]:
         """Raises GraphError when the pass has left a graph that doesn't fit together."""

@@ -18,7 +18,7 @@ from lang.graph.graph import Graph
 from lang.graph.ops import Gen, Operation, Select
 from lang.passes.base import Notes, Pass
 from lang.passes.common_calls import asked
-from lang.passes.prompts import Parts, Prompts, named
+from lang.passes.prompts import OUTPUT, Parts, Prompts, named
 from lang.passes.rewrite import each_operation
 
 _SPECIAL = set(".^$*+?{}[]|()\\")
@@ -40,6 +40,26 @@ def select_by_decoding(methods: tuple[str, ...] = ("greedy_token_selection",)) -
     For other rules than greedy_token_selection the choice may be another.
     """
     return Pass("select_by_decoding", lambda graph, notes: each_operation(graph, lambda op: _trie(op, notes, methods)))
+
+
+def speculate(num_api_spec_tokens: int) -> Pass:
+    """On an API, a gen with a stop is asked for so many tokens, and answers those behind it where the text matches.
+
+    At other backends each gen is a call, as before. Greedy answers stay the same; drawn ones are drawn otherwise.
+    """
+    return Pass("speculate", _speculated, num_api_spec_tokens)
+
+
+def _speculated(graph: Graph, notes: Notes) -> Graph:
+    before = Prompts(graph).before
+    calls = {op.id: op for op in graph.every() if isinstance(op, Gen)}
+    for op in calls.values():
+        *_, last = ("", *(part for part in before[op.id] if not isinstance(part, str)))
+        if isinstance(last, tuple) and last[0] == OUTPUT and last[1] in calls:
+            first = calls[last[1]]
+            if first.sampling.get("stop") or first.sampling.get("stop_regex"):
+                notes.changes.append(f"on an API, {named(op)} may be served by what {named(first)} says after")
+    return graph
 
 
 def only_text(pattern: str) -> str | None:
@@ -90,9 +110,7 @@ def _siblings(graph: Graph, notes: Notes) -> Graph:
         for i, other in enumerate(others, 1):
             updates[other.id] = {"sample_of": (first.id, i)}
         notes.changes.append(f"{named(first)} and {len(others)} like it are one call for {1 + len(others)} samples")
-        notes.changed_meta.append(
-            f"{named(first)} and {len(others)} more: token counts, if the backend counts all together"
-        )
+        notes.changed_meta.append(f"{named(first)} and {len(others)} more: counts, where a backend counts all as one")
     return each_operation(graph, lambda op: op.model_copy(update=updates[op.id]) if op.id in updates else op)
 
 

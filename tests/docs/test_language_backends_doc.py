@@ -1,4 +1,4 @@
-"""The examples of docs/language_backends.md run as printed, on servers that speak the protocols."""
+"""The examples of docs/language_backends.md run as printed, the first on servers that speak the protocols."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import lang
 from tests.lang.backends.conftest import Reply, ScriptedServer, needs_gemini, says
 from tests.lang.backends.test_failures import ANTHROPIC, GEMINI, OPENAI, WHOLE
 
@@ -29,7 +30,7 @@ def run(text: str, names: dict[str, Any]) -> None:
 def test_one_program_runs_on_every_backend(
     says: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snippet, _ = snippets()
+    snippet, _, one_call = snippets()
     openai, anthropic, local = (says(Reply(body=WHOLE[protocol])) for protocol in (OPENAI, ANTHROPIC, OPENAI))
     for name, server in (("OPENAI", openai), ("ANTHROPIC", anthropic)):
         monkeypatch.setenv(f"{name}_API_KEY", "a key")
@@ -40,11 +41,14 @@ def test_one_program_runs_on_every_backend(
         "claude-opus-5-5",
         "tiny",
     ]
+    names: dict[str, Any] = {"sgl": lang}
+    run(one_call, names)
+    assert names["state"].speculation() == (2, 1, 0)
 
 
 @needs_gemini
 def test_the_same_program_runs_on_gemini(says: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch) -> None:
-    first, snippet = snippets()
+    first, snippet, _ = snippets()
     server = says(Reply(body=WHOLE[GEMINI]))
     monkeypatch.setenv("GEMINI_API_KEY", "a key")
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
