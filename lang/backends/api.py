@@ -88,6 +88,13 @@ class ApiBackend(Backend):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
+    _model: str
+    """What is asked for by name."""
+
+    @property
+    def identity(self) -> str:
+        return f"{self.capabilities.backend}, {self._model}"
+
     @abstractmethod
     def _generation(self, prompt: Prompt, sampling: Sampling) -> Work:
         """Raises NotServed."""

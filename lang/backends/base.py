@@ -104,6 +104,11 @@ class Backend(Protocol):
     """Calls cost so much that one over-long call for several gens (`num_api_spec_tokens`) is worth it: over a network,
     where each sends its whole prompt again. Elsewhere programs make plain calls, whose prompts are cached."""
 
+    @property
+    def identity(self) -> str:
+        """Names what answers, its model included: what was measured with it holds for it alone."""
+        return self.capabilities.backend
+
     @abstractmethod
     def generate(self, name: str | None, prompt: Prompt, sampling: Sampling, tags: Tags) -> Call:
         """Queues a generation. Raises ValueError, and queues nothing, when it can't be served."""

@@ -59,6 +59,11 @@ class EngineBackend(Backend):
         self._ends: dict[Call, list[_RegexEnd]] = {}
         """Of outputs that end where a pattern matches, one a sample."""
 
+    @property
+    def identity(self) -> str:
+        config = self.engine.config
+        return f"the engine, {config.model} in {config.dtype} on {self.engine.executor.device}"
+
     def generate(self, name: str | None, prompt: Prompt, sampling: Sampling, tags: Tags) -> Call:
         """Tools are described in the system message (before all, without roles). Raises RequestError when the engine
         can't serve it."""

@@ -9,10 +9,12 @@ from lang.passes.dead_code import dead_code
 from lang.passes.instructions import forced_text, one_call_for_siblings, select_by_decoding, speculate
 from lang.passes.movement import code_movement
 from lang.passes.prefetching import prefetch
+from lang.passes.tuning import Table, tune, tuned
 
 __all__ = [
     "Pass",
     "Report",
+    "Table",
     "code_movement",
     "common_calls",
     "dead_code",
@@ -21,4 +23,6 @@ __all__ = [
     "prefetch",
     "select_by_decoding",
     "speculate",
+    "tune",
+    "tuned",
 ]

@@ -39,7 +39,9 @@ def select_by_decoding(methods: tuple[str, ...] = ("greedy_token_selection",)) -
 
     For other rules than greedy_token_selection the choice may be another.
     """
-    return Pass("select_by_decoding", lambda graph, notes: each_operation(graph, lambda op: _trie(op, notes, methods)))
+    return Pass(
+        "select_by_decoding", lambda graph, notes: each_operation(graph, lambda op: decoded(op, notes, methods))
+    )
 
 
 def speculate(num_api_spec_tokens: int) -> Pass:
@@ -114,7 +116,7 @@ def _siblings(graph: Graph, notes: Notes) -> Graph:
     return each_operation(graph, lambda op: op.model_copy(update=updates[op.id]) if op.id in updates else op)
 
 
-def _trie(op: Operation, notes: Notes, methods: tuple[str, ...]) -> Operation:
+def decoded(op: Operation, notes: Notes, methods: tuple[str, ...]) -> Operation:
     if not isinstance(op, Select) or op.method not in methods or op.how != "score":
         return op
     notes.changes.append(f"{named(op)} decodes held to its choices")
