@@ -3,8 +3,9 @@
 - A gen that can say only one thing, and a select of one choice, are text: no call.
 - Equal gens after equal prompts (siblings of a fork, say) are samples of one call where outputs are drawn at random.
 - A select scores all its choices after the prompt, or ("trie") the model decodes held to the choices, in one request: a
-  single masked step where each choice is one token. That is what `greedy_token_selection` computes from scores, so only
-  selects by that rule are made so, unless told otherwise.
+  single masked step where each choice is one token. That is the rule of `greedy_token_selection`, but for choices that
+  merge with the prompt's last token and for spellings of a choice in other tokens; so only selects by that rule are
+  made so, unless told otherwise, and the report says that the choice may be another.
 - On an API, gens of one message between fixed texts are asked for together (`speculate`), and the answer is taken apart
   where its text matches.
 """
@@ -37,7 +38,7 @@ def one_call_for_siblings() -> Pass:
 def select_by_decoding(methods: tuple[str, ...] = ("greedy_token_selection",)) -> Pass:
     """Selects by these rules decode held to their choices. Scores are no longer told.
 
-    For other rules than greedy_token_selection the choice may be another.
+    The choice may be another where one merges with the prompt's last token, or where the rule isn't greedy.
     """
     return Pass(
         "select_by_decoding", lambda graph, notes: each_operation(graph, lambda op: decoded(op, notes, methods))
@@ -120,6 +121,6 @@ def decoded(op: Operation, notes: Notes, methods: tuple[str, ...]) -> Operation:
     if not isinstance(op, Select) or op.method not in methods or op.how != "score":
         return op
     notes.changes.append(f"{named(op)} decodes held to its choices")
-    told = "no scores" if op.method == "greedy_token_selection" else "no scores; the choice may be another"
-    notes.changed_meta.append(f"{named(op)}: {told}")
+    why = "where it merges with the prompt's last token" if op.method == "greedy_token_selection" else "by another rule"
+    notes.changed_meta.append(f"{named(op)}: no scores; the choice may be another {why}")
     return op.model_copy(update={"how": "trie"})

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lang.graph.expressions import Argument, Expression, Template, is_constant, walk
+from lang.graph.expressions import Argument, Expression, Template, is_constant, results_in, walk
 from lang.graph.graph import Graph
-from lang.graph.ops import CALLS, Cond, Fork, Loop, Operation, Prefetch, Role, Start, Write, made_by
+from lang.graph.ops import CALLS, Cond, Fork, Loop, Operation, Prefetch, Role, Start, Write, every, made_by
 from lang.graph.order import predecessors
 from lang.passes.base import Notes, Pass
+from lang.passes.prompts import OUTPUT, Part, Prompts
 
 LONG_ENOUGH = 64
 """Characters from which a prefix is worth a hint."""
@@ -25,7 +26,7 @@ def prefetch(min_characters: int = LONG_ENOUGH) -> Pass:
 
 def _change(graph: Graph, notes: Notes, min_characters: int) -> Graph:
     number = max((op.id for op in graph.every()), default=-1) + 1
-    depths = _depths(graph.ops)
+    depths = _depths(graph)
     soonest: dict[tuple[Write | Role, ...], int] = {}
     for call, prefix in _known_prefixes(graph).items():
         if depths[call] and _characters(prefix) >= min_characters:
@@ -37,23 +38,51 @@ def _change(graph: Graph, notes: Notes, min_characters: int) -> Graph:
     return graph.changed([*hints, *graph.ops])
 
 
-def _depths(ops: tuple[Operation, ...], before: int = 0) -> dict[int, int]:
-    """Of each call: how many calls must have ended before it, at the least, in a run without rounds to come."""
+def _depths(graph: Graph) -> dict[int, int]:
+    """Of each call: how many calls must have ended before it, at the least."""
+    after = _after(graph.ops, 0)
     depths: dict[int, int] = {}
+
+    def depth(part: Part) -> int:
+        if isinstance(part, str):
+            return 0
+        if part[0] == OUTPUT:
+            return depths[part[1]] + 1
+        if part[0] in ("result", "unknown"):
+            return after.get(part[1] if part[1] >= 0 else -1 - part[1], 0)
+        return max((depth(one) for one in part if isinstance(one, tuple)), default=0)
+
+    within = _entered(graph.ops, after)
+    for call, parts in Prompts(graph).before.items():
+        depths[call] = max([within.get(call, 0), *map(depth, parts)])
+    return depths
+
+
+def _after(ops: tuple[Operation, ...], before: int) -> dict[int, int]:
+    """Of each operation: calls that end before it is over, when all on a stream wait for one another."""
     after: dict[int, int] = {}
     order = predecessors(ops)
     for op in ops:
-        here = max((after[number] for number in order[op.id]), default=before)
-        if isinstance(op, CALLS):
-            depths[op.id] = here
-            here += 1
-        deepest = here
+        here = max((after[number] for number in order[op.id]), default=before) + isinstance(op, CALLS)
+        inside = [_after(region.ops, here) for region in op.regions]
+        after[op.id] = max([here, *(deep for found in inside for deep in found.values())])
+        for found in inside:
+            after |= found
+    return after
+
+
+def _entered(ops: tuple[Operation, ...], after: dict[int, int]) -> dict[int, int]:
+    """Of calls in conds: what must have ended before anybody knows that they are made."""
+    found: dict[int, int] = {}
+    for op in ops:
+        if isinstance(op, Cond):
+            begun = max((after.get(number, 0) for number in results_in(op.test)), default=0)
+            inside = (one for region in op.regions for one in every(region.ops))
+            found |= {one.id: max(begun, found.get(one.id, 0)) for one in inside if isinstance(one, CALLS)}
         for region in op.regions:
-            inside = _depths(region.ops, here)
-            depths |= inside
-            deepest = max([deepest, *(depth + 1 for depth in inside.values())])
-        after[op.id] = deepest
-    return depths
+            deeper = _entered(region.ops, after)
+            found |= {number: max(steps, found.get(number, 0)) for number, steps in deeper.items()}
+    return found
 
 
 def _known_prefixes(graph: Graph) -> Mapping[int, tuple[Write | Role, ...]]:

@@ -10,6 +10,7 @@ An entry is for one backend with its model, one size of batches (a power of two)
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -159,10 +160,9 @@ def tuned(table: Table, backend: Backend, batch_size: int, methods: tuple[str, .
         def choose(op: Operation) -> Operation:
             if isinstance(op, Gen):
                 return made_so.get(op.id, op)
-            tunable = isinstance(op, Select) and op.method in methods and op.how == "score"
-            if tunable and best(op, f"select/{bucket(len(op.choices))}", notes):
-                return decoded(op, notes, methods)
-            return op
+            if not isinstance(op, Select) or op.method not in methods or op.how != "score":
+                return op
+            return decoded(op, notes, methods) if best(op, f"select/{bucket(len(op.choices))}", notes) else op
 
         return each_operation(graph, choose)
 
@@ -200,10 +200,8 @@ def _variants(graph: Graph, methods: tuple[str, ...]) -> dict[tuple[str, ...], d
 
 def _seconds(program: Program, batch: Sequence[Any], backend: Backend, sampling: Mapping[str, Any]) -> float:
     """Of the whole batch, from an empty cache where it can be emptied."""
-    try:
+    with contextlib.suppress(NotServed):
         backend.flush_cache()
-    except NotServed:
-        pass
     begun = backend.clock.now()
     for state in program.run_batch(batch, backend=backend, **sampling):
         if (problem := state.error()) is not None:
