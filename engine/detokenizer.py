@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from itertools import chain
 
 from engine.tokenizer import Tokenizer
 
@@ -20,12 +21,15 @@ class IncrementalDetokenizer:
     output's, whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
-        """prompt: the token ids before the output; a few are read, from the end. A tail will do if it has some text."""
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), taken_back: Sequence[int] = ()) -> None:
+        """prompt: the token ids before the output; a few are read, from the end. A tail will do if it has some text.
+        taken_back: more of them, whose bytes the output says again before its own: those are left out."""
         self._tokenizer = tokenizer
+        self._again = sum(len(tokenizer.token_bytes(token)) for token in taken_back)
+        """Bytes that are yet to be left out."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         tail = b""
-        for token in reversed(prompt):
+        for token in chain(reversed(taken_back), reversed(prompt)):
             tail = tokenizer.token_bytes(token) + tail
             if len(tail) >= _LONGEST_UNFINISHED:
                 break
@@ -36,6 +40,9 @@ class IncrementalDetokenizer:
     def push(self, token: int) -> str:
         """The text that is final now: perhaps empty, perhaps with the end of an earlier token's character."""
         new = self._tokenizer.token_bytes(token)
+        if self._again:
+            again = min(self._again, len(new))
+            self._again, new = self._again - again, new[again:]
         if self._at_start and new:
             self._at_start = False
             new = new.removeprefix(b" ")
@@ -56,14 +63,19 @@ class OutputText:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int] = (), stop: Sequence[str] = (), min_tokens: int = 0
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        taken_back: Sequence[int] = (),
     ) -> None:
-        """Raises ValueError for an empty stop string."""
+        """prompt, taken_back: as of `IncrementalDetokenizer`. Raises ValueError for an empty stop string."""
         if not all(stop):
             raise ValueError(
                 f"stop={tuple(stop)!r} holds an empty string, which would end every output at once: drop it"
             )
-        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt, taken_back)
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
         self._n_tokens = 0

@@ -196,10 +196,10 @@ class Engine:
         params = params if params is not None else SamplingParams()
         now = self.clock.now()
         try:
-            key = self.intake.check(prompt, params)
+            key, taken_back = self.constraints.heal(self.intake.check(prompt, params), params)
             if not isinstance(siblings, int) or siblings < 1:
                 raise RequestError(f"siblings={siblings!r} is not allowed: it must be 1 (itself alone) or more")
-            constraints = self._constraints_of(params)
+            constraints = self._constraints_of(params, taken_back)
             begins_with = self._begin(params, constraints) if constraints else ()
         except RequestError as error:
             self.metrics.rejected += 1
@@ -226,6 +226,8 @@ class Engine:
             arrival["siblings"] = siblings
         if begins_with:
             arrival["forced"] = begins_with
+        if taken_back:
+            arrival["taken_back"] = taken_back
         self._input("arrive", now, request=self._next_id, tokens=key, text=json.dumps(arrival))
         room = np.empty(len(key) + params.max_tokens, np.int64)
         room[: len(key)] = key
@@ -241,6 +243,7 @@ class Engine:
                 added_at=now,
                 seed=self._seed(params, i),
                 eos=self.eos,
+                taken_back=taken_back,
                 tokens=room if i == 0 else room.copy(),
                 n_tokens=len(key) + len(begins_with),
                 constraint=constraints[i] if constraints else None,
@@ -259,10 +262,10 @@ class Engine:
             self.constraints.prepare(constraints)
         return requests
 
-    def _constraints_of(self, params: SamplingParams) -> list[Constraint]:
-        """One for each sample, if there is a grammar. Raises RequestError."""
-        grammar = params.grammar
-        return [] if grammar is None else [self.constraints.open(grammar, params) for _ in range(params.n)]
+    def _constraints_of(self, params: SamplingParams, taken_back: Sequence[int]) -> list[Constraint]:
+        """One for each sample, if there is something to hold it to. Raises RequestError."""
+        each = (self.constraints.open(params, taken_back) for _ in range(params.n))
+        return [constraint for constraint in each if constraint is not None]
 
     def _begin(self, params: SamplingParams, constraints: Sequence[Constraint]) -> tuple[int, ...]:
         """What every sample of the prompt begins with."""

@@ -6,7 +6,7 @@ parquet file: a row an event, the engine's configuration in the file's metadata.
 
 | side     | kind    | request | a             | b         | tokens                     | text                         |
 |----------|---------|---------|---------------|-----------|----------------------------|------------------------------|
-| input    | arrive  | id      | -             | -         | prompt                     | JSON: params and the rest    |
+| input    | arrive  | id      | -             | -         | prompt, as it is computed  | JSON: params and the rest    |
 | input    | reject  | id      | -             | -         | -                          | why (the caller's fault)     |
 | input    | abort   | id      | -             | -         | -                          | -                            |
 | input    | hint    | -       | -             | -         | prefix                     | JSON                         |

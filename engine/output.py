@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.detokenizer import OutputText
 from engine.request import FinishReason, Request
 from engine.tokenizer import Tokenizer
+
+
+def text_of(request: Request, tokenizer: Tokenizer, stop: Sequence[str]) -> OutputText:
+    """For the text of the request's output, from its first token on."""
+    return OutputText(tokenizer, request.key.tolist(), stop, request.params.min_tokens, request.taken_back)
 
 
 class Outputs:
@@ -34,7 +41,7 @@ class Outputs:
                 return None
             return FinishReason.LENGTH if n == params.max_tokens else FinishReason.STOP
         ends = token in params.stop_token_ids or (token in request.eos and not params.ignore_eos)
-        if ends and n >= params.min_tokens:
+        if ends and n >= params.min_tokens and not _says_again(request, n):
             request.stop_match = token
             return FinishReason.STOP
         if params.stop:
@@ -46,6 +53,17 @@ class Outputs:
             return FinishReason.STOP
         return FinishReason.LENGTH if n == params.max_tokens else None
 
+    def n_again(self, request: Request) -> int | None:
+        """Output tokens that begin within what was taken back from the prompt; None as long as the next one may."""
+        assert self._tokenizer is not None  # recorded otherwise
+        size = self._tokenizer.token_bytes
+        left = sum(len(size(token)) for token in request.taken_back)
+        for n, token in enumerate(request.output):
+            if left <= 0:
+                return n
+            left -= len(size(token))
+        return request.output_tokens if left <= 0 else None
+
     def _push(self, request: Request, token: int) -> str | None:
         text = self._texts.get(request.id)
         if text is None:
@@ -55,7 +73,7 @@ class Outputs:
 
     def _open(self, request: Request, stop: tuple[str, ...]) -> OutputText:
         assert self._tokenizer is not None  # stop strings without a tokenizer are refused at the door
-        return OutputText(self._tokenizer, request.key.tolist(), stop, request.params.min_tokens)
+        return text_of(request, self._tokenizer, stop)
 
     def close(self, request: Request) -> None:
         """Sets `request.text`; a stop token is no part of it."""
@@ -69,3 +87,8 @@ class Outputs:
                 text.push(token)
         text.flush()
         request.text = text.text
+
+
+def _says_again(request: Request, n: int) -> bool:
+    """The output token number n begins within what was taken back from the prompt: it ends nothing."""
+    return bool(request.taken_back) and (request.n_again is None or n <= request.n_again)

@@ -65,6 +65,7 @@ def _arrive(engine: Engine, event: Event) -> list[Request]:
         params["grammar"] = Grammar.from_data(params["grammar"])
     if isinstance(engine.constraints, RecordedConstraints):
         engine.constraints.begins_with = fields.pop("forced", ())
+        engine.constraints.taken_back = fields.pop("taken_back", ())
     try:
         return engine.add(event.tokens, SamplingParams(**params), **fields)
     except RequestError:  # refused by the admission policy, as it was then

@@ -71,6 +71,9 @@ class SamplingParams:
     """Replay: these tokens come out, whatever the model says; the request ends with the last of them."""
     grammar: Grammar | None = None
     """What the output must match (see `engine.constraints`). It ends as soon as nothing more may follow."""
+    token_healing: bool = False
+    """Tokens at the prompt's end that a longer one could begin with are taken back, and the output says their bytes
+    again (see `engine.constraints.healing`). Tokens that do are output tokens; the bytes are no part of its text."""
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, allowed: str) -> None:
@@ -133,6 +136,16 @@ class SamplingParams:
                 "forced_output",
                 f"at most max_tokens={self.max_tokens} long",
             )
+        need(isinstance(self.token_healing, bool), "token_healing", "True or False")
+        if self.token_healing:
+            for name, why in (
+                ("forced_output", "holds the output to the prompt's last bytes"),
+                ("prompt_logprobs", "would score a prompt that isn't the one given"),
+            ):
+                if getattr(self, name) is not None:
+                    raise RequestError(f"{name} can't go with token_healing, which {why}: give one of the two")
+            if self.max_tokens == 0:
+                raise RequestError("token_healing with max_tokens=0 heals nothing: raise max_tokens or leave it out")
         if self.grammar is not None:
             from engine.constraints.grammar import Grammar
 
@@ -208,6 +221,8 @@ class Request:
     """The seed in force."""
     eos: tuple[int, ...] = ()
     """Token ids that end the output, unless `params.ignore_eos`."""
+    taken_back: tuple[int, ...] = ()
+    """What token healing took off the prompt's end (`key` is what is left): the output begins with its bytes."""
 
     # progress
     status: Status = Status.WAITING
@@ -246,6 +261,8 @@ class Request:
     """The sampler's own: how often each token was seen, for the penalties."""
     constraint: Constraint | None = None
     """Where the output stands in its grammar."""
+    n_again: int | None = None
+    """Output tokens that begin within what was taken back; None as long as the next one may."""
 
     # outcome
     text: str = ""

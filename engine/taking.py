@@ -93,6 +93,8 @@ class Taking:
         forced, complete = _forced_after(request, token, known, room)
         for more in forced:
             request.append(more)
+        if request.taken_back and request.n_again is None:
+            request.n_again = self._outputs.n_again(request) if known is None else known.n_again
         new = request.tokens[request.prompt_tokens + n_before : request.n_tokens].tolist()
         n_chosen = len(new) - len(forced)
         reason = None
@@ -112,7 +114,7 @@ class Taking:
             request.constraint.forced_tokens -= len(forced) - len(kept)
             request.constraint.passes_saved += max(0, len(kept) - (under_way and not known_end))
         stop_string = request.stop_match if isinstance(request.stop_match, str) else None
-        return RowRecord(stop_string, kept, complete), reason
+        return RowRecord(stop_string, kept, complete, request.n_again), reason
 
 
 def _forced_after(request: Request, token: int, known: RowRecord | None, room: int) -> Forced:
@@ -144,6 +146,8 @@ def _extra(seconds: float, records: Mapping[int, RowRecord], errors: Mapping[int
         extra["forced"] = forced
     if complete := [i for i, row in records.items() if row.complete]:
         extra["complete"] = complete
+    if again := {i: row.n_again for i, row in records.items() if row.n_again is not None}:
+        extra["again"] = again
     if errors:
         extra["errors"] = errors
     return json.dumps(extra)

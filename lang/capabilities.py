@@ -38,6 +38,7 @@ class Feature(enum.StrEnum):
     MIN_TOKENS = "min_tokens"
     IGNORE_EOS = "ignore_eos"
     FORCED_OUTPUT = "forced_output"
+    TOKEN_HEALING = "token_healing"
     HINTS = "hints"
     """Advice, so that nothing is refused where it is missing: it is left."""
 
@@ -100,6 +101,7 @@ _SET_BY: Mapping[str, Feature] = {
     "min_tokens": Feature.MIN_TOKENS,
     "ignore_eos": Feature.IGNORE_EOS,
     "forced_output": Feature.FORCED_OUTPUT,
+    "token_healing": Feature.TOKEN_HEALING,
 }
 _values = attrgetter(*_SET_BY)
 _DEFAULTS = _values(Sampling())

@@ -36,6 +36,9 @@ class Sampling:
     seed: int | None = None
     forced_output: tuple[int, ...] | None = None
     """Replay: these tokens come out, whatever the model says."""
+    token_healing: bool = False
+    """Tokens at the prompt's end that a longer one could begin with are said again by the model; their text isn't the
+    output's."""
     regex: str | None = None
     """The whole output matches it."""
     json_schema: str | None = None

@@ -9,7 +9,7 @@ import enum
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -43,18 +43,25 @@ class Grammar:
     text: str
     """regex: the pattern. json_schema, choice, tools: compact JSON (order kept: it is the order of the output).
     json: empty. lark, ebnf: the grammar."""
+    head: str = ""
+    """What the output says first, before anything that the grammar asks for: text of the prompt that token healing took
+    back."""
 
     @cached_property
     def digest(self) -> str:
         """Names the content: equal for equal grammars."""
-        return hashlib.sha256(f"{self.kind}\0{self.text}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.kind}\0{len(self.head)}\0{self.head}{self.text}".encode()).hexdigest()
+
+    def after(self, head: str) -> Grammar:
+        """The same grammar behind this text."""
+        return replace(self, head=head)
 
     def as_data(self) -> dict[str, str]:
-        return {"kind": self.kind.value, "text": self.text}
+        return {"kind": self.kind.value, "text": self.text, **({"head": self.head} if self.head else {})}
 
     @classmethod
     def from_data(cls, data: Mapping[str, str]) -> Grammar:
-        return cls(Kind(data["kind"]), data["text"])
+        return cls(Kind(data["kind"]), data["text"], data.get("head", ""))
 
 
 def regex(pattern: str) -> Grammar:

@@ -76,7 +76,8 @@ class LLGuidance:
     def compile(self, grammar: Grammar) -> _Compiled:
         """Raises GrammarError, also when the first mask takes more than a step may."""
         text_limits.check(grammar, self._limits)
-        matcher = LLMatcher(self._vocabulary.trie, self._source(grammar), log_level=0, limits=self._library_limits)
+        source = _behind(grammar.head, self._source(grammar)) if grammar.head else self._source(grammar)
+        matcher = LLMatcher(self._vocabulary.trie, source, log_level=0, limits=self._library_limits)
         _raise_error(matcher)
         compiled = _Compiled(matcher, self._vocabulary)
         compiled.warm_up()
@@ -261,6 +262,13 @@ def _refuse_uncertain(schema: Any) -> None:
             )
         for part in schema.values():
             _refuse_uncertain(part)
+
+
+def _behind(head: str, source: str) -> str:
+    """The grammar after a text: a Lark grammar, or JSON that holds a single one of any kind."""
+    inner = json.loads(source)["grammars"][0] if source.startswith("{") else {"lark_grammar": source}
+    outer = {"lark_grammar": f"start: {_quoted(head)} @body"}
+    return json.dumps({"grammars": [outer, {**inner, "name": "body"}]})
 
 
 def _quoted(text: str) -> str:

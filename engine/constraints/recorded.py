@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.constraints.grammar import Grammar
-from engine.constraints.session import Constraint, Counts, Forced
-from engine.request import RequestError, SamplingParams
+from engine.constraints.session import Begun, Constraint, Counts, Forced
+from engine.request import RequestError, SamplingParams, Tokens
 
 
 class RecordedConstraint(Constraint):
@@ -38,12 +38,17 @@ class RecordedConstraints:
         self.counts = Counts()
         self.begins_with: Sequence[int] = ()
         """Of the next request."""
+        self.taken_back: Sequence[int] = ()
+        """From the next request's prompt, which is recorded without it."""
 
     def compile(self, grammar: Grammar) -> float:
         return 0.0
 
-    def open(self, grammar: Grammar, params: SamplingParams) -> Constraint:
-        return RecordedConstraint(self.begins_with)
+    def heal(self, prompt: Tokens, params: SamplingParams) -> Begun:
+        return Begun(prompt, tuple(self.taken_back))
+
+    def open(self, params: SamplingParams, taken_back: Sequence[int] = ()) -> Constraint | None:
+        return None if params.grammar is None and not taken_back else RecordedConstraint(self.begins_with)
 
     def prepare(self, constraints: Sequence[Constraint]) -> None:
         """There are no masks."""
@@ -56,10 +61,17 @@ class RecordedConstraints:
 
 
 class NoConstraints(RecordedConstraints):
-    """`Constraints` of an engine without a tokenizer: it refuses every grammar."""
+    """`Constraints` of an engine without a tokenizer: it refuses every grammar, and healing."""
 
     def compile(self, grammar: Grammar) -> float:
         raise RequestError("a grammar needs a tokenizer and this engine has none")
 
-    def open(self, grammar: Grammar, params: SamplingParams) -> Constraint:
-        raise RequestError("a grammar needs a tokenizer and this engine has none")
+    def heal(self, prompt: Tokens, params: SamplingParams) -> Begun:
+        if params.token_healing:
+            raise RequestError("token_healing needs a tokenizer and this engine has none: leave it out")
+        return Begun(prompt)
+
+    def open(self, params: SamplingParams, taken_back: Sequence[int] = ()) -> Constraint | None:
+        if params.grammar is not None:
+            raise RequestError("a grammar needs a tokenizer and this engine has none")
+        return None

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,11 +21,12 @@ from engine.clock import stopwatch
 from engine.constraints.backends import check_backend, make_backend
 from engine.constraints.base import Backend, GrammarError, GrammarLimits, Mask, Matcher
 from engine.constraints.grammar import Grammar
-from engine.request import SamplingParams
+from engine.request import SamplingParams, Tokens
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from engine.constraints.cache import GrammarCache
+    from engine.constraints.healing import Healing
 
 CACHE_BYTES = 256 << 20
 """Of compiled grammars that are kept."""
@@ -42,6 +43,13 @@ class Forced(NamedTuple):
     """Append these."""
     complete: bool
     """Then the output is over."""
+
+
+class Begun(NamedTuple):
+    """A prompt, and what token healing took off its end."""
+
+    prompt: Tokens
+    taken_back: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -179,6 +187,7 @@ class Constraints:
         named = partial(make_backend, tokenizer=tokenizer, vocab_size=vocab_size, eos=ends, limits=limits)
         self._make = partial(named, backend) if isinstance(backend, str) else backend
         self._cache: GrammarCache | None = None
+        self._tokenizer, self._vocab_size, self._ends = tokenizer, vocab_size, ends
         self._making = threading.Lock()
         self._compiled_ahead: dict[str, float] = {}
         """Seconds that grammars took which nobody has used yet, by digest."""
@@ -203,14 +212,47 @@ class Constraints:
                 self._cache = GrammarCache(self._make(), max_bytes=CACHE_BYTES)
             return self._cache
 
-    def open(self, grammar: Grammar, params: SamplingParams) -> Constraint:
-        """A new output in the grammar. Raises GrammarError."""
+    @cached_property
+    def healing(self) -> Healing:
+        """Made for the first request that asks for it: it walks the vocabulary."""
+        from engine.constraints.healing import Healing
+
+        return Healing(self._tokenizer, vocab_size=self._vocab_size, eos=self._ends)
+
+    def heal(self, prompt: Tokens, params: SamplingParams) -> Begun:
+        """Takes back the longest run of tokens behind which a longer token may come, the request's grammar allowing it;
+        perhaps none. Raises GrammarError."""
+        for n in self.healing.runs(prompt) if params.token_healing else ():
+            taken_back = tuple(prompt[-n:].tolist())
+            if params.grammar is None or self._may_cross(params.grammar, self.healing.text(taken_back)):
+                return Begun(prompt[:-n], taken_back)
+        return Begun(prompt)
+
+    def _may_cross(self, grammar: Grammar, rest: bytes) -> bool:
+        grammar = grammar.after(rest.decode())
+        self.compile(grammar)
+        mask = np.zeros(self._n_words, np.int32)
+        self._grammars().get(grammar)[0].matcher().fill(mask)
+        return self.healing.crosses(mask, rest)
+
+    def open(self, params: SamplingParams, taken_back: Sequence[int] = ()) -> Constraint | None:
+        """A new output, in its grammar and behind what was taken back; None where it is free. Raises GrammarError."""
+        grammar = params.grammar
+        if grammar is None:
+            return self._healed(taken_back) if taken_back else None
+        if taken_back:
+            grammar = grammar.after(self.healing.text(taken_back).decode())
         compiled, seconds = self._grammars().get(grammar)
         seconds += self._compiled_ahead.pop(grammar.digest, 0.0)
         self.counts.requests += 1
         self.counts.compiled += seconds > 0
         self.counts.compile_s += seconds
         return Constraint(compiled.matcher(), params, seconds, jump_forward=self._jump_forward, n_words=self._n_words)
+
+    def _healed(self, taken_back: Sequence[int]) -> Constraint:
+        from engine.constraints.healing import Healed
+
+        return Healed(self.healing, self.healing.text(taken_back))
 
     def prepare(self, constraints: Sequence[Constraint]) -> None:
         """Starts to compute the next mask of each."""
@@ -228,13 +270,13 @@ class Constraints:
         self.counts.masks += len(wanted)
 
     def masks(self, constraints: Sequence[Constraint | None]) -> list[Mask | None] | None:
-        """The mask of each, None where there is no constraint; None when there is none at all."""
+        """The mask of each, None where anything may come; None when it may everywhere."""
         if all(constraint is None for constraint in constraints):
             return None
         begun = stopwatch()
         found = [None if constraint is None else constraint.mask() for constraint in constraints]
         self.counts.waited_s += stopwatch() - begun
-        return found
+        return None if all(mask is None for mask in found) else found
 
     def ended(self, constraint: Constraint) -> None:
         """The request is over: its figures are added up."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ except ImportError as error:
 
 _CACHE_BYTES = 64 << 20
 """Of xgrammar's own cache of rules, which makes similar grammars compile faster."""
+_JSON_FORM: Mapping[str, Any] = {"any_whitespace": False, "separators": (", ", ": "), "strict_mode": False}
 _PLACE = re.compile(r"^\[[\d:]+\] [^ ]+: (\w+ ?parsing error|EBNF parser error)?", re.IGNORECASE)
 
 
@@ -61,7 +63,7 @@ class XGrammar:
         """Raises GrammarError."""
         text_limits.check(grammar, self._limits)
         try:
-            compiled = self._compile(grammar)
+            compiled = self._compile_behind(grammar) if grammar.head else self._compile(grammar)
         except RuntimeError as error:
             message = _PLACE.sub("", " ".join(str(error).split()))
             raise GrammarError(f"the grammar can't be served: {message:.300}") from None
@@ -69,28 +71,19 @@ class XGrammar:
 
     def _compile(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
         match grammar.kind:
-            case Kind.REGEX:
-                return self._compiler.compile_grammar(f"root ::= {_written(parse(grammar.text))}")
-            case Kind.CHOICE:
-                options = Either(tuple(map(text_node, json.loads(grammar.text))))
-                return self._compiler.compile_grammar(f"root ::= {_written(options)}")
-            case Kind.EBNF:
-                return self._compiler.compile_grammar(grammar.text)
-            case Kind.JSON:
-                return self._compile_schema('{"type":"object"}')
-            case Kind.JSON_SCHEMA:
-                check_schema(json.loads(grammar.text))
-                return self._compile_schema(grammar.text)
+            case Kind.JSON | Kind.JSON_SCHEMA:
+                return self._compiler.compile_json_schema(_schema(grammar), **_JSON_FORM)
             case _:
-                raise GrammarError(
-                    f"grammar_backend=xgrammar doesn't serve {grammar.kind.value}: start the engine with "
-                    "grammar_backend=llguidance"
-                )
+                return self._compiler.compile_grammar(_ebnf(grammar))
 
-    def _compile_schema(self, text: str) -> xgrammar.CompiledGrammar:
-        return self._compiler.compile_json_schema(
-            text, any_whitespace=False, separators=(", ", ": "), strict_mode=False
-        )
+    def _compile_behind(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
+        match grammar.kind:
+            case Kind.JSON | Kind.JSON_SCHEMA:
+                body = xgrammar.Grammar.from_json_schema(_schema(grammar), **_JSON_FORM)
+            case _:
+                body = xgrammar.Grammar.from_ebnf(_ebnf(grammar))
+        head = xgrammar.Grammar.from_ebnf(f"root ::= {_written(text_node(grammar.head))}")
+        return self._compiler.compile_grammar(xgrammar.Grammar.concat(head, body))
 
 
 class XGrammarGrammar:
@@ -161,6 +154,28 @@ class XGrammarMatcher:
             mask |= self._backend.ends
         if not mask.any():
             raise GrammarError("the grammar can't go on: no token of the model's vocabulary fits what must come next")
+
+
+def _schema(grammar: Grammar) -> str:
+    if grammar.kind is Kind.JSON:
+        return '{"type":"object"}'
+    check_schema(json.loads(grammar.text))
+    return grammar.text
+
+
+def _ebnf(grammar: Grammar) -> str:
+    match grammar.kind:
+        case Kind.REGEX:
+            return f"root ::= {_written(parse(grammar.text))}"
+        case Kind.CHOICE:
+            return f"root ::= {_written(Either(tuple(map(text_node, json.loads(grammar.text)))))}"
+        case Kind.EBNF:
+            return grammar.text
+        case _:
+            raise GrammarError(
+                f"grammar_backend=xgrammar doesn't serve {grammar.kind.value}: start the engine with "
+                "grammar_backend=llguidance"
+            )
 
 
 def _written(node: Node) -> str:

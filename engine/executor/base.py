@@ -101,6 +101,8 @@ class RowRecord(NamedTuple):
     """Tokens that its grammar forced after it."""
     complete: bool = False
     """Its grammar ended the output."""
+    n_again: int | None = None
+    """Its output tokens that begin within what token healing took back, once that is known."""
 
 
 class StepResult(NamedTuple):

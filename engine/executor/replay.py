@@ -75,6 +75,7 @@ class ReplayExecutor:
         stops = {int(row): stop for row, stop in extra.get("stop", {}).items()}
         forced = {int(row): tuple(tokens) for row, tokens in extra.get("forced", {}).items()}
         complete = extra.get("complete", ())
+        again = {int(row): n for row, n in extra.get("again", {}).items()}
         errors = {int(row): error for row, error in extra.get("errors", {}).items()}
         n = len(pending.rows)
         return StepResult(
@@ -83,5 +84,5 @@ class ReplayExecutor:
             scored=((),) * n,
             errors=tuple(errors.get(i) for i in range(n)),
             seconds=extra["seconds"],
-            recorded=tuple(RowRecord(stops.get(i), forced.get(i, ()), i in complete) for i in range(n)),
+            recorded=tuple(RowRecord(stops.get(i), forced.get(i, ()), i in complete, again.get(i)) for i in range(n)),
         )

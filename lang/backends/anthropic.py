@@ -43,6 +43,7 @@ _MISSING = {
     Feature.IGNORE_EOS: "leave it out, or use EngineBackend",
     Feature.STOP_TOKEN_IDS: "use stop=[...] with their texts",
     Feature.FORCED_OUTPUT: "replay needs token ids, so EngineBackend; or add the text itself to the prompt",
+    Feature.TOKEN_HEALING: "it needs token ids, so EngineBackend; or end the prompt with a whole word and no space",
     Feature.HINTS: "the server decides alone what it keeps; nothing needs to be changed",
 }
 

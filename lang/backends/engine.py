@@ -14,6 +14,7 @@ from engine.clock import Clock, WallClock
 from engine.constraints import Grammar, ToolChoice, json_schema, regex
 from engine.control_tokens import ControlTokens
 from engine.detokenizer import OutputText
+from engine.output import text_of
 from engine.policies import base as policies
 from engine.request import FinishReason, Request, RequestError, SamplingParams
 from engine.server.tool_calls import CallArguments, CallEnd, CallStart, Content, ToolCallParser
@@ -72,6 +73,8 @@ class EngineBackend(Backend):
             use = _ToolUse(sampling, self._chat.tool_format)
             prompt, grammar, parser = use.told(prompt), use.grammar, use.parser
         values = {name: getattr(sampling, name) for name in _SHARED}
+        if prompt.pieces and isinstance(prompt.pieces[-1], RoleMark):  # no text of the program's ends there
+            values["token_healing"] = False
         params = SamplingParams(grammar=grammar, **values)
         call = Call(name=name, prompt=prompt.text(self.style), request=prompt, tags=tags)
         ends = [_pattern(text) for text in sampling.stop_regex]
@@ -204,7 +207,7 @@ class EngineBackend(Backend):
         if tokenizer is None:
             raise RequestError("this engine has no tokenizer, so that outputs have no text: read their tokens")
         stop = params.stop if params.forced_output is None else ()
-        return _Following(request, OutputText(tokenizer, request.key.tolist(), stop, params.min_tokens))
+        return _Following(request, text_of(request, tokenizer, stop))
 
     def _settle(self, call: Call) -> bool:
         """Fills the call in, once its last request has finished."""

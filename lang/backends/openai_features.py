@@ -12,6 +12,7 @@ SelectBy = Literal["logprobs", "choice", "schema"]
 _EVERYWHERE = {
     Feature.STOP_REGEX: "use stop=[...] with the strings themselves",
     Feature.FORCED_OUTPUT: "replay needs token ids, so EngineBackend; or add the text itself to the prompt",
+    Feature.TOKEN_HEALING: "it needs token ids, so EngineBackend; or end the prompt with a whole word and no space",
     Feature.HINTS: "the server decides alone what it keeps; nothing needs to be changed",
 }
 _EXTENDED = "needs radixlab's own server or vLLM, and OpenAIBackend(..., extensions='radixlab' or 'vllm')"

@@ -12,7 +12,7 @@ from engine.constraints.base import GrammarError, GrammarLimits, Mask
 from engine.constraints.canonical import Canonical
 from engine.constraints.fsm.automaton import DEAD, START, Automaton, compile_tree
 from engine.constraints.fsm.compressed import Compressed
-from engine.constraints.fsm.regex_syntax import Either, parse, text_node
+from engine.constraints.fsm.regex_syntax import Concat, Either, parse, text_node
 from engine.constraints.fsm.vocabulary_tree import VocabularyTree
 from engine.constraints.grammar import Grammar, Kind
 from engine.tokenizer import Tokenizer
@@ -43,6 +43,8 @@ class FsmBackend:
                 f"grammar_backend=fsm serves regex and choice, not {grammar.kind.value}: start the engine with "
                 "grammar_backend=llguidance"
             )
+        if grammar.head:
+            tree = Concat((text_node(grammar.head), tree))
         return FsmGrammar(compile_tree(tree, self._limits), self._tree, self._canonical)
 
 
