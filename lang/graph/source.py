@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import os
 import textwrap
 import types
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from typing import Any
 from lang.abstract import is_abstract
 from lang.graph.values import Value, formatted, text
 
-_TEXT, _JOIN = "__lang_text__", "__lang_join__"
+_FUNCTION = "__lang_function__"
+_TEXT, _JOIN, _CALL = "__lang_text__", "__lang_join__", "__lang_call__"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -41,10 +43,11 @@ def _code_of(code: types.CodeType, name: str) -> types.CodeType | None:
         return None
     strings = _Strings()
     found.decorator_list = []
+    found.name = _FUNCTION  # its own name stays what it was: a global, or a variable of the function around it
     found = strings.visit(found)
     if not strings.changed:
         return None
-    free = [ast.arg(arg=one) for one in (*code.co_freevars, _TEXT, _JOIN)]
+    free = [ast.arg(arg=one) for one in (*code.co_freevars, _TEXT, _JOIN, _CALL)]
     outer = ast.FunctionDef(
         name="__outer__",
         args=ast.arguments(posonlyargs=[], args=free, kwonlyargs=[], kw_defaults=[], defaults=[]),
@@ -55,11 +58,14 @@ def _code_of(code: types.CodeType, name: str) -> types.CodeType | None:
     ast.increment_lineno(module, code.co_firstlineno - 1)
     made = compile(module, code.co_filename, "exec", dont_inherit=True, flags=code.co_flags & _FUTURE)
     outer_code = next(const for const in made.co_consts if isinstance(const, types.CodeType))
-    return next(
-        const for const in outer_code.co_consts if isinstance(const, types.CodeType) and const.co_name == code.co_name
+    inner = next(
+        const for const in outer_code.co_consts if isinstance(const, types.CodeType) and const.co_name == _FUNCTION
     )
+    return inner.replace(co_name=code.co_name, co_qualname=code.co_qualname)
 
 
+_HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_PYTHON = os.path.dirname(os.__file__) + os.sep
 _FUTURE = 0x1000000
 """`from __future__ import annotations`."""
 
@@ -87,6 +93,9 @@ class _Strings(ast.NodeTransformer):
             self.changed = True
             call = ast.Call(ast.Name(_JOIN, ast.Load()), [method.value, node.args[0]], [])
             return ast.copy_location(call, node)
+        if isinstance(method, ast.Name):  # a function of the program's author, perhaps
+            self.changed = True
+            node.func = ast.copy_location(ast.Call(ast.Name(_CALL, ast.Load()), [method], []), method)
         return node
 
 
@@ -113,17 +122,30 @@ def _join(joiner: Any, parts: Any) -> Any:
     return text(tracer, tuple(between))
 
 
+def _callee(called: Any) -> Any:
+    """What is called in place of `called`: a function that the program's author wrote is made traceable too."""
+    if type(called) is not types.FunctionType or not _is_authors(called.__code__.co_filename):
+        return called
+    return traceable(called)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_authors(path: str) -> bool:
+    """Not Python's, an installed package's, or this one's."""
+    return not path.startswith((_HERE, _PYTHON)) and "site-packages" not in path
+
+
 def traceable(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, whose f-strings and joins may hold the values of a trace."""
     if not isinstance(function, types.FunctionType):
         return function
-    if {_TEXT, _JOIN} & set(function.__code__.co_freevars):  # made inside of one that is so already
+    if {_TEXT, _JOIN, _CALL} & set(function.__code__.co_freevars):  # made inside of one that is so already
         return function
     code = _code_of(function.__code__, function.__name__)
     if code is None:
         return function
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
-    cells[_TEXT], cells[_JOIN] = types.CellType(_text), types.CellType(_join)
+    cells |= {_TEXT: types.CellType(_text), _JOIN: types.CellType(_join), _CALL: types.CellType(_callee)}
     closure = tuple(cells[name] for name in code.co_freevars)
     made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     made.__kwdefaults__ = function.__kwdefaults__
