@@ -40,7 +40,7 @@ STEPS = st.deferred(
         st.tuples(st.just("message"), NAMES),
         st.tuples(st.just("fork"), st.tuples(st.integers(1, 3), st.booleans(), SCRIPTS)),
         st.tuples(st.just("call"), st.tuples(st.booleans(), SCRIPTS)),
-        st.tuples(st.just("cond"), st.tuples(NAMES, SCRIPTS, SCRIPTS)),
+        st.tuples(st.just("cond"), st.tuples(SCRIPTS, SCRIPTS)),
         st.tuples(st.just("loop"), st.tuples(st.integers(1, 3), SCRIPTS)),
     )
 )
@@ -88,14 +88,20 @@ def write(s, topic, script):
             if read:
                 s += child
         elif kind == "cond":
-            name, then, otherwise = value
-            s[name] = "set"
+            then, otherwise = value
+            set_all(s)
             s += sgl.gen("test", max_tokens=2)
             sgl.cond(s, s["test"] == "ab", writes(topic, then), writes(topic, otherwise))
         elif kind == "loop":
             limit, inner = value
-            s["x"] = s["y"] = s["z"] = s["branch"] = s["test"] = "set"
+            set_all(s)
             sgl.loop(s, writes(topic, inner), limit=limit, until=lambda s: s["x"] == "ab")
+
+
+def set_all(s):
+    """So that it is known that they are there."""
+    for name in ("x", "y", "z", "branch", "test"):
+        s[name] = "set"
 
 
 def writes(topic, script):
