@@ -6,7 +6,6 @@ import gc
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -243,19 +242,17 @@ def test_a_closed_backend_ends_its_calls_and_takes_none(says: Says, protocol: Pr
 
 
 def test_a_forgotten_backend_leaves_no_thread(says: Says) -> None:
-    def threads() -> int:
-        return sum(thread.name == "API calls" for thread in threading.enumerate())
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "API calls"}
 
     before = threads()
     backend = OPENAI.make(says(Reply(body=WHOLE[OPENAI])).url)
     text_of(gen(backend))
-    assert threads() == before + 1
+    (own,) = threads() - before
     del backend
     gc.collect()
-    until = time.monotonic() + 30
-    while threads() > before:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    own.join(timeout=30)
+    assert not own.is_alive()
 
 
 def test_the_error_surfaces_where_the_program_reads(says: Says, protocol: Protocol) -> None:
