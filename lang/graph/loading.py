@@ -27,7 +27,6 @@ from lang.graph.ops import (
 )
 from lang.graph.order import check_order
 from lang.graph.sampling import from_json
-from lang.graph.saving import all_expressions
 from lang.group import JOINS
 from lang.sampling import NAMES, Sampling, closest
 
