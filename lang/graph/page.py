@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lang.graph.layout import Box, layout
-from lang.graph.ops import Gen, Operation, Region
+from lang.graph.ops import Gen, Operation
 from lang.graph.words import line_of, plain, shown, words
 
 if TYPE_CHECKING:
