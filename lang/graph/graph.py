@@ -105,9 +105,11 @@ class Graph(Model):
         from lang.graph.loading import check_loaded
 
         try:
-            graph = cls.model_validate_json(text)
+            graph = cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise GraphError(f"no graph of version {FORMAT}: {_first_problem(error)}") from None
+        if "format" not in graph.model_fields_set:
+            raise GraphError(f"no graph of version {FORMAT}: format: Field required")
         check_loaded(graph)
         if functions is None:
             return graph

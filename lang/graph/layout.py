@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lang.graph.expressions import results_in
 from lang.graph.ops import NO_STREAM, End, Fork, Join, Operation, Prefetch, Role, Scope, Start, every, made_by
 from lang.graph.saving import all_expressions
-from lang.graph.words import plain, region_names, words
+from lang.graph.words import answered_by, plain, region_names, words
 
 if TYPE_CHECKING:
     from lang.graph.graph import Graph
@@ -212,7 +212,7 @@ def _results(op: Operation) -> list[int]:
 def _edges(graph: Graph, boxes: Mapping[int, Box]) -> Iterator[Edge]:
     yield from _order(graph.ops, {}, boxes)
     for op in graph.every():
-        for number in _results(op):
+        for number in dict.fromkeys((*_results(op), *answered_by(op))):
             if number in boxes:
                 yield Edge(number, op.id, "data", _curve(boxes[number], boxes[op.id]))
 

@@ -27,7 +27,7 @@ from lang.graph.ops import (
 )
 from lang.graph.order import has_effects, predecessors
 from lang.graph.saving import all_expressions
-from lang.graph.words import region_names, words
+from lang.graph.words import answered_by, region_names, words
 
 if TYPE_CHECKING:
     from lang.graph.graph import Graph
@@ -59,7 +59,7 @@ def mermaid(graph: Graph) -> str:
     for op in graph.every():
         for needed in sorted(_results(op) & known):
             edges.append(f"n{needed} -.-> n{op.id}")
-        for source in _answered_by(op):
+        for source in answered_by(op):
             if source in known:
                 edges.append(f"n{source} -. same .-> n{op.id}")
     return "\n".join([*lines, *(f"  {edge}" for edge in edges)]) + "\n"
@@ -108,14 +108,6 @@ def _home(op: Operation) -> int:
 def _results(op: Operation) -> set[int]:
     """Those that it takes itself."""
     return {number for expression in all_expressions(op) for number in results_in(expression)}
-
-
-def _answered_by(op: Operation) -> Iterator[int]:
-    """The calls whose answer is its answer, too."""
-    if isinstance(op, Gen | Select) and op.same_as is not None:
-        yield op.same_as
-    if isinstance(op, Gen) and op.sample_of is not None:
-        yield op.sample_of[0]
 
 
 def _cut(text: str) -> str:

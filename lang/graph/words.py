@@ -107,6 +107,14 @@ def region_names(op: Operation) -> tuple[str, ...]:
     return ("then", "otherwise") if isinstance(op, Cond) else ("round",) if isinstance(op, Loop) else ()
 
 
+def answered_by(op: Operation) -> Iterator[int]:
+    """The calls whose answer is its answer, too."""
+    if isinstance(op, Gen | Select) and op.same_as is not None:
+        yield op.same_as
+    if isinstance(op, Gen) and op.sample_of is not None:
+        yield op.sample_of[0]
+
+
 def line_of(op: Operation) -> str:
     """Its line in the program, the file without its folders."""
     return plain(re.split(r"[/\\]", op.line)[-1])
@@ -183,8 +191,6 @@ def _of_gen(op: Gen, limit: int) -> Iterator[str]:
         yield f"asked for {op.n_samples} samples"
     if op.text is not None:
         yield f"is {quoted(op.text, limit)}, no call"
-    if op.spec_tokens is not None:
-        yield f"asks for {op.spec_tokens} tokens more"
 
 
 def _applied(op: Apply, limit: int) -> str:
