@@ -12,7 +12,8 @@ from lang.function import Program, default_backend
 from lang.graph.environment import Environment
 from lang.graph.execution import Execution
 from lang.graph.graph import Graph
-from lang.graph.tracer import trace
+from lang.graph.source import traceable
+from lang.graph.tracer import finished
 from lang.state import ProgramState
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class CompiledProgram(Program):
         self.reports: dict[Any, tuple[Report, ...]] = {}
         """What the passes did, by the values of the static arguments."""
         self._graphs: dict[Any, Graph] = {} if graphs is None else graphs
+        self._set_signature(program._signature)
         self.fn = self._run_graph
         self.is_async = False  # a graph waits by itself
         if not self.static or all(name in self.bound for name in self.static):
@@ -59,8 +61,8 @@ class CompiledProgram(Program):
             raise TypeError(f"program {self.name!r}: its graph depends on {', '.join(missing)}: give their values")
         values = tuple(_key(arguments[name]) for name in self.static)
         if values not in self._graphs:
-            given = {**self.source.bound, **{name: arguments[name] for name in self.static}}
-            graph = trace(self.source, given)
+            given = {name: arguments[name] for name in self.static}
+            graph = self.source.trace(**given)
             reports = []
             for pass_ in self.passes:
                 graph, report = pass_.apply(graph)
@@ -87,6 +89,8 @@ class CompiledProgram(Program):
         bound.apply_defaults()
         arguments = dict(bound.arguments)
         arguments.pop("s")
+        if not isinstance(s, ProgramState):  # a program that calls this one is traced: it becomes part of that graph
+            return finished(traceable(self.source.fn)(s, **arguments))
         return Execution(self.graph_of(arguments), s, arguments).run()
 
 

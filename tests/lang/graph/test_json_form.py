@@ -20,6 +20,7 @@ import lang as sgl
 from lang.backends.mock import MockBackend
 from lang.graph import Graph, GraphError, GraphProgram
 from lang.graph.__main__ import main
+from lang.passes.base import Notes, Pass
 from tests.lang.graph.graph_programs import answered, backend, louder, nasty, research
 
 ROOT = Path(__file__).parents[3]
@@ -150,6 +151,25 @@ def test_a_program_may_call_one_that_was_loaded_but_not_trace_it() -> None:
     assert outer.run(backend=backend()).text() == answered.run("Why?", backend=backend()).text()
     with pytest.raises(sgl.TraceError, match="'answered' is a graph already"):
         outer.trace()
+
+
+def test_passes_can_be_made_over_a_loaded_graph() -> None:
+    def without_choice(graph: Graph, notes: Notes) -> Graph:
+        notes.changes.append("the last choice is left out")
+        return graph.changed(op for op in graph.ops if op.id != graph.calls[-1].id)
+
+    @sgl.function
+    def program(s: Any, x: Any, y: Any = "Y") -> None:
+        s += x + sgl.gen("a") + y + sgl.gen("b")
+
+    loaded = Graph.from_json(program.trace().to_json()).as_program()
+    assert loaded.compile().run("X", backend=MockBackend()).text() == "XokYok"
+    compiled = loaded.compile(passes=[Pass("shorter", without_choice)])
+    assert compiled.run("X", backend=MockBackend()).text() == "XokY"
+    assert "the last choice is left out" in compiled.report
+    assert compiled.run_batch([("X", "Z")], backend=MockBackend())[0].text() == "XokZ"
+    with pytest.raises(TypeError, match="'x' can't become part of it"):
+        loaded.compile(x="X")
 
 
 def test_its_constant_prefix_can_be_cached_ahead() -> None:
