@@ -111,6 +111,9 @@ def _details(op: Operation) -> list[list[str]]:
     text = getattr(op, "part", None)
     if isinstance(text, str):
         rows[-1] = ["text", _long(text)]
+    movable = getattr(op, "movable", None)
+    if movable is not None:
+        rows.append(["movable", f"together with all of number {movable}"])
     if op.line:
         rows.append(["line", plain(op.line)])
     return rows

@@ -121,7 +121,7 @@ def line_of(op: Operation) -> str:
 
 
 def shown(expression: Expression, limit: int = 60) -> str:
-    """As it would be written in Python, with %n for the result of operation n."""
+    """As in Python, constants as in JSON, with %n for the result of operation n."""
     match expression:
         case str():
             return quoted(expression, limit)
