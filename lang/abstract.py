@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
 
-_HERE = os.path.dirname(__file__) + os.sep
+_HERE = (os.path.dirname(__file__) + os.sep, contextlib.__file__)
+"""`with s.user():` comes by way of contextlib."""
 
 
 class TraceError(TypeError):

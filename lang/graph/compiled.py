@@ -6,10 +6,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lang.function import Program
+from lang.abstract import TraceError, at_line
+from lang.backends.base import Backend, Tags
+from lang.function import Program, default_backend
+from lang.graph.environment import Environment
 from lang.graph.execution import Execution
 from lang.graph.graph import Graph
-from lang.graph.tracer import trace
+from lang.graph.source import traceable
+from lang.graph.tracer import finished
 from lang.state import ProgramState
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ class CompiledProgram(Program):
         self.reports: dict[Any, tuple[Report, ...]] = {}
         """What the passes did, by the values of the static arguments."""
         self._graphs: dict[Any, Graph] = {} if graphs is None else graphs
+        self._set_signature(program._signature)
         self.fn = self._run_graph
         self.is_async = False  # a graph waits by itself
         if not self.static or all(name in self.bound for name in self.static):
@@ -57,8 +62,8 @@ class CompiledProgram(Program):
             raise TypeError(f"program {self.name!r}: its graph depends on {', '.join(missing)}: give their values")
         values = tuple(_key(arguments[name]) for name in self.static)
         if values not in self._graphs:
-            given = {**self.source.bound, **{name: arguments[name] for name in self.static}}
-            graph = trace(self.source, given)
+            given = {name: arguments[name] for name in self.static}
+            graph = self.source.trace(**given)
             reports = []
             for pass_ in self.passes:
                 graph, report = pass_.apply(graph)
@@ -85,25 +90,80 @@ class CompiledProgram(Program):
         bound.apply_defaults()
         arguments = dict(bound.arguments)
         arguments.pop("s")
+        if not isinstance(s, ProgramState):  # a program that calls this one is traced: it becomes part of that graph
+            return finished(traceable(self.source.fn)(s, **arguments))
         return Execution(self.graph_of(arguments), s, arguments).run()
 
 
 class GraphProgram(Program):
-    """A graph that was loaded, as a program."""
+    """A graph as a program: one that was loaded, say. Its arguments are those that the graph leaves open."""
 
     def __init__(self, graph: Graph, bound: Mapping[str, Any] | None = None) -> None:
+        """Raises GraphError when a function that it applies isn't there."""
+        graph.check_functions()
+
         def run(s: ProgramState, **arguments: Any) -> Any:
-            return Execution(graph, s, arguments).run()
+            if not isinstance(s, ProgramState):
+                raise TraceError(
+                    f"{at_line()}: {graph.program!r} is a graph already and can't be traced into another: trace the "
+                    "program that it was made of"
+                )
+            return Execution(graph, s, {**defaults, **arguments}).run()
 
         run.__name__ = graph.program
-        super().__init__(run, bound)
+        super().__init__(run)
         self.graph = graph
-        empty = inspect.Parameter.empty
-        kinds = inspect.Parameter.KEYWORD_ONLY
-        parameters = [inspect.Parameter("s", inspect.Parameter.POSITIONAL_ONLY)]
-        for name in graph.arguments:
-            parameters.append(inspect.Parameter(name, kinds, default=graph.defaults.get(name, empty)))
-        self._set_signature(inspect.Signature(parameters))
+        self.file = next((op.line.rpartition(":")[0] for op in graph.every() if op.line), self.file)
+        defaults = defaults_of(graph)
+        self._set_signature(_signature(graph, defaults))
+        self.check_names(bound or {})
+        self.bound = dict(bound or {})
+
+    def __repr__(self) -> str:
+        return f"<graph program {self.name}>"
+
+    def bind(self, **kwargs: Any) -> GraphProgram:
+        self.check_names(kwargs)
+        return GraphProgram(self.graph, {**self.bound, **kwargs})
+
+    def trace(self, **given: Any) -> Graph:
+        """Its graph, which exists already. Raises TypeError for arguments: they can't become part of it any more."""
+        if given or self.bound:
+            name = min({**self.bound, **given})
+            raise TypeError(
+                f"program {self.name!r} is a graph already: {name!r} can't become part of it; leave it to run(...), or "
+                "trace the program that the graph was made of"
+            )
+        return self.graph
+
+    def cache(self, backend: Backend | None = None) -> str:
+        from lang.graph.prefix import constant_part
+
+        backend = backend or default_backend()
+        prompt = constant_part(self.graph.ops)
+        if prompt.pieces:
+            backend.commit(prompt, Tags(program=self.name))
+        return prompt.text(backend.style)
+
+
+def defaults_of(graph: Graph) -> dict[str, Any]:
+    """The values that arguments have if a run leaves them out."""
+    no_run: Any = None  # constants need none
+    environment = Environment(graph, {}, no_run)
+    return {name: environment.value(default) for name, default in graph.defaults.items()}
+
+
+def _signature(graph: Graph, defaults: Mapping[str, Any]) -> inspect.Signature:
+    """In the program's order; those that Python allows only as keywords there, as keywords."""
+    parameters = [inspect.Parameter("s", inspect.Parameter.POSITIONAL_ONLY)]
+    only_named = False
+    for name in graph.arguments:
+        default = defaults.get(name, inspect.Parameter.empty)
+        if default is inspect.Parameter.empty and parameters[-1].default is not inspect.Parameter.empty:
+            only_named = True
+        kind = inspect.Parameter.KEYWORD_ONLY if only_named else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters.append(inspect.Parameter(name, kind, default=default))
+    return inspect.Signature(parameters)
 
 
 def _key(value: Any) -> Any:

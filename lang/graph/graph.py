@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PrivateAttr, ValidationError
 
-from lang.graph.expressions import Expression, InMemory, Model, walk
+from lang.graph.expressions import Expression, Model
 from lang.graph.functions import BUILTIN, path_of
-from lang.graph.ops import CALLS, Apply, Loop, Operation, Region, every, region_of
+from lang.graph.ops import CALLS, Apply, Operation, Region, every, region_of
+
+if TYPE_CHECKING:
+    from lang.graph.compiled import GraphProgram
 
 FORMAT: Literal[1] = 1
 
@@ -52,6 +54,19 @@ class Graph(Model):
         """Those that its `apply` operations call, by name."""
         return self._functions
 
+    @property
+    def applied(self) -> frozenset[str]:
+        """Names of the functions of its own that it applies."""
+        return frozenset(op.function for op in self.every() if isinstance(op, Apply)) - BUILTIN.keys()
+
+    def check_functions(self) -> None:
+        """Raises GraphError when one that it applies isn't there."""
+        if missing := sorted(self.applied - self._functions.keys()):
+            raise GraphError(
+                f"program {self.program!r} applies {', '.join(missing)}: give them with functions=[...]; names in a "
+                "file aren't imported"
+            )
+
     def every(self) -> Iterator[Operation]:
         return every(self.ops)
 
@@ -67,14 +82,9 @@ class Graph(Model):
 
     def to_json(self) -> str:
         """Raises GraphError for constants that JSON has no form for."""
-        for op in self.every():
-            expressions = [*op.expressions, *([op.until] if isinstance(op, Loop) else [])]
-            for part in (part for expression in expressions for part in walk(expression)):
-                if isinstance(part, InMemory):
-                    raise GraphError(
-                        f"program {self.program!r} can't be saved: {part.value!r:.60} at {op.line} isn't JSON; "
-                        "leave the argument that it comes from to the run, or pass text, numbers, lists and dicts"
-                    )
+        from lang.graph.saving import check_savable
+
+        check_savable(self)
         return self.model_dump_json(indent=1, exclude_defaults=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -85,43 +95,56 @@ class Graph(Model):
         os.replace(part, path)
 
     @classmethod
-    def from_json(
-        cls, text: str, functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = ()
-    ) -> Graph:
+    def from_json(cls, text: str, functions: Functions | None = ()) -> Graph:
         """functions: those of its own that the program applies to values. A file can't name code to be run.
+
+        With None, it needs none, and is there to be looked at: `as_program` refuses it if it applies any.
 
         Raises GraphError when it is no graph, or a function isn't given.
         """
+        from lang.graph.loading import check_loaded
+
         try:
-            graph = cls.model_validate_json(text)
+            graph = cls.model_validate_json(text, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise GraphError(f"no graph of version {FORMAT}: {where}: {first['msg']}") from None
+            raise GraphError(f"no graph of version {FORMAT}: {_first_problem(error)}") from None
+        if "format" not in graph.model_fields_set:
+            raise GraphError(f"no graph of version {FORMAT}: format: Field required")
+        check_loaded(graph)
+        if functions is None:
+            return graph
         given = functions if isinstance(functions, Mapping) else {path_of(function): function for function in functions}
-        graph._check()
-        needed = {op.function for op in graph.every() if isinstance(op, Apply)} - BUILTIN.keys()
-        if missing := sorted(needed - given.keys()):
-            raise GraphError(
-                f"program {graph.program!r} applies {', '.join(missing)}: give them with functions=[...]; names in a "
-                "file aren't imported"
-            )
-        return graph.with_functions({name: given[name] for name in needed})
+        graph.with_functions({name: given[name] for name in graph.applied & given.keys()})
+        graph.check_functions()
+        return graph
 
     @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = (),
-    ) -> Graph:
+    def load(cls, path: str | os.PathLike[str], functions: Functions | None = ()) -> Graph:
         """As `from_json`. Raises OSError too."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"), functions)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise GraphError(f"{path}: no graph: it isn't UTF-8 ({error})") from None
+        try:
+            return cls.from_json(text, functions)
+        except GraphError as error:
+            raise GraphError(f"{path}: {error}") from None
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """Of what `save` writes."""
-        schema = cls.model_json_schema(mode="serialization")
-        return json.loads(json.dumps(schema))
+        from lang.graph.saving import schema_of
+
+        return schema_of(cls)
+
+    def as_program(self) -> GraphProgram:
+        """A program that runs it: takes its open arguments, and is run and batched as any other.
+
+        Raises GraphError when a function that it applies isn't there.
+        """
+        from lang.graph.compiled import GraphProgram
+
+        return GraphProgram(self)
 
     def _check(self) -> None:
         """Raises GraphError for operations that name what isn't there."""
@@ -139,3 +162,10 @@ class Graph(Model):
     def html(self) -> str:
         """A page that draws it; needs nothing from elsewhere."""
         return importlib.import_module("lang.graph.page").page(self)
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Where it is, and what."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    return f"{where}: {first['msg']}"
