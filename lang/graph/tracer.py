@@ -175,12 +175,16 @@ class Tracer:
         self.check_here(state)
         number = self._number()
         before, counts = self._names(), (self._n_ops, self._n_streams, self._n_movables)
+        for one in before:
+            one.names.written = set()
         self._round(state, body, until, number)
         after = self._names()
         for one, names in before.items():
             one.names = names.varying(after[one])
         self._n_ops, self._n_streams, self._n_movables = counts
         region, expression = self._round(state, body, until, number)
+        for one in before:
+            one.names.after_loop()
         self.add(Loop, number, stream=state.stream, body=region_of(region), until=expression, limit=limit)
 
     def _round(

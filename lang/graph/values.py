@@ -226,9 +226,9 @@ def expression_of(value: Any) -> Expression:
         return value
     if kind is Image:
         return Picture.of(value)
-    if kind in (list, tuple) and any(map(_has_abstract, value)):
+    if kind in (list, tuple) and any(map(has_abstract, value)):
         return Items(parts=tuple(map(expression_of, value)), a_tuple=kind is tuple)
-    if kind is dict and any(map(_has_abstract, (*value.keys(), *value.values()))):
+    if kind is dict and any(map(has_abstract, (*value.keys(), *value.values()))):
         return Record(entries=tuple((expression_of(k), expression_of(v)) for k, v in value.items()))
     if kind in (Argument, Constant, Result, Round, Template, InMemory):
         return value
@@ -240,9 +240,10 @@ def expression_of(value: Any) -> Expression:
     return InMemory(value=value)
 
 
-def _has_abstract(value: Any) -> bool:
+def has_abstract(value: Any) -> bool:
+    """It is a value of a trace, or a list, tuple or dict with one in it."""
     if is_abstract(value):
         return True
     if type(value) in (list, tuple):
-        return any(map(_has_abstract, value))
-    return type(value) is dict and any(map(_has_abstract, (*value.keys(), *value.values())))
+        return any(map(has_abstract, value))
+    return type(value) is dict and any(map(has_abstract, (*value.keys(), *value.values())))
