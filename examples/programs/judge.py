@@ -38,11 +38,11 @@ def judge(s: lang.ProgramState, topic: str, essay: str) -> str:
 
 
 ESSAYS = [
+    ("snow", "No two flakes are alike, people say. Nobody has looked at all of them, so nobody knows."),
+    ("bees", "Bees dance to tell each other where flowers are. The angle of the dance is that to the sun."),
     ("tea", "Tea is a drink made of leaves and hot water. It comes from China and is drunk all over the world."),
     ("rivers", "A river begins small. On its way it takes up other waters, until it is wide and slow at the sea."),
-    ("bees", "Bees dance to tell each other where flowers are. The angle of the dance is that to the sun."),
     ("bridges", "The cook puts the onions into the pan and waits until they are brown. Then he adds the stock."),
-    ("snow", "No two flakes are alike, people say. Nobody has looked at all of them, so nobody knows."),
     ("clocks", "A pendulum swings at a pace that depends on its length. So the first good clocks were tall."),
 ]
 EXAMPLE = Example(judge, items=[{"topic": topic, "essay": essay} for topic, essay in ESSAYS])

@@ -13,6 +13,7 @@ import lang
 from engine import EngineConfig, make_engine
 from examples.programs import (
     chat,
+    early_reads,
     hellaswag,
     image_questions,
     json_extraction,
@@ -20,6 +21,7 @@ from examples.programs import (
     mmlu,
     rag,
     react,
+    skeleton,
     tree_of_thought,
 )
 from examples.programs.example import Example, Item, measured
@@ -33,7 +35,19 @@ from workloads.mmlu.program import few_shot_mmlu
 
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (chat, hellaswag, image_questions, json_extraction, judge, mmlu, rag, react, tree_of_thought)
+    for module in (
+        chat,
+        early_reads,
+        hellaswag,
+        image_questions,
+        json_extraction,
+        judge,
+        mmlu,
+        rag,
+        react,
+        skeleton,
+        tree_of_thought,
+    )
 }
 EXAMPLES = {name: module.EXAMPLE for name, module in MODULES.items()}
 EXAMPLES["the paper's mmlu"] = Example(
@@ -180,6 +194,15 @@ def test_a_graph_computes_no_more_than_the_program_as_it_stands(name: str) -> No
     assert compiled is not None
     assert compiled.tokens <= eager.tokens
     assert compiled.passes <= eager.passes
+
+
+def test_reads_that_nobody_needed_yet_hold_up_a_program_and_not_its_graph() -> None:
+    example = early_reads.EXAMPLE
+    _, eager = measured(example.program, example.items[0], example.backend())
+    _, compiled = measured(example.program.compile(), example.items[0], example.backend())
+    assert eager is not None
+    assert compiled is not None
+    assert compiled.passes < eager.passes / 4
 
 
 def test_agents_of_a_batch_take_every_tool_and_end_in_different_rounds() -> None:
