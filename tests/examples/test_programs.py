@@ -155,32 +155,36 @@ def test_a_compiled_program_says_on_the_mock_what_it_says_as_it_stands(name: str
 def test_a_compiled_program_says_on_the_engine_what_it_says_as_it_stands(
     engine_backend: EngineBackend, name: str, how: dict[str, Any]
 ) -> None:
-    for item in EXAMPLES[name].items[:2]:
+    for item in EXAMPLES[name].items:
         assert_all_ways_are_one(EXAMPLES[name], lambda: engine_backend, item, how)
     assert not engine_backend.engine.has_work
     engine_backend.engine.check()
+
+
+def batches(example: Example, backend: Callable[[], Backend], **how: Any) -> list[list[dict[str, Any]]]:
+    """What batches of all items give: of the program, compiled, and loaded where one graph serves all of them."""
+    ways = [example.program, example.program.compile(static=example.static)]
+    if not example.static:
+        ways.append(example.from_json(example.items[0]))
+    return [[seen(state) for state in way.run_batch(example.items, backend=backend(), **how)] for way in ways]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_batch_of_six_gives_on_the_mock_what_each_gives_alone(name: str) -> None:
     example = EXAMPLES[name]
     assert len(example.items) == 6
-    alone = [seen(example.program.run(**item, backend=Hashing(), temperature=0)) for item in example.items]
-    for program in (example.program, example.program.compile(static=example.static)):
-        states = program.run_batch(example.items, backend=Hashing(), temperature=0)
-        assert [seen(state) for state in states] == alone
+    alone = [seen(example.program.run(**item, backend=Hashing(), **GREEDY)) for item in example.items]
+    for together in batches(example, Hashing, **GREEDY):
+        assert together == alone
     assert len({str(one) for one in alone}) == 6, "the items differ"
 
 
 @pytest.mark.parametrize("name", ON_ENGINE)
 def test_a_batch_of_six_gives_on_the_engine_what_each_gives_alone(engine_backend: EngineBackend, name: str) -> None:
     example = EXAMPLES[name]
-    eager = example.program.run_batch(example.items, backend=engine_backend, **sampled(3))
-    compiled = example.program.compile(static=example.static).run_batch(
-        example.items, backend=engine_backend, **sampled(3)
-    )
-    alone = [example.program.run(**item, backend=engine_backend, **sampled(3)) for item in example.items]
-    assert [seen(state) for state in compiled] == [seen(state) for state in eager] == [seen(state) for state in alone]
+    alone = [seen(example.program.run(**item, backend=engine_backend, **sampled(3))) for item in example.items]
+    for together in batches(example, lambda: engine_backend, **sampled(3)):
+        assert together == alone
     engine_backend.engine.check()
 
 
