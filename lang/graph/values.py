@@ -64,12 +64,12 @@ class Value(Abstract):
             if self.is_text or type(other) is str:
                 return text(self._tracer, (self, other))
             return self._computed("operator.add", (self, other))
-        return NotImplemented if not _is_number(other) else self._computed("operator.add", (self, other))
+        return NotImplemented if not _is_summand(other) else self._computed("operator.add", (self, other))
 
     def __radd__(self, other: object) -> Any:
         if type(other) is str:
             return text(self._tracer, (other, self))
-        return NotImplemented if not _is_number(other) else self._computed("operator.add", (other, self))
+        return NotImplemented if not _is_summand(other) else self._computed("operator.add", (other, self))
 
     def __getattr__(self, name: str) -> Any:
         if name in _STR_METHODS and not name.startswith("__"):
@@ -197,8 +197,9 @@ def isinstance_of_value(value: object) -> bool:
     return issubclass(type(value), Value)
 
 
-def _is_number(value: object) -> bool:
-    return is_abstract(value) or type(value) in (int, float)
+def _is_summand(value: object) -> bool:
+    """Python may add it to a value that isn't known to be text."""
+    return is_abstract(value) or type(value) in (int, float, list, tuple)
 
 
 def text(tracer: Tracer, parts: tuple[Any, ...]) -> Value | str:

@@ -14,6 +14,9 @@ Way = Callable[[lang.Program], lang.Program]
 WAYS = [pytest.param(lambda program: program, id="eager"), pytest.param(lambda program: program.compile(), id="graph")]
 
 
+ROUNDS = ("before",)
+
+
 def backend() -> MockBackend:
     return MockBackend(lambda prompt: str(len(prompt)))
 
@@ -80,3 +83,19 @@ def test_a_variable_that_only_one_branch_sets_is_missing_after_the_other(way: Wa
     assert way(program).run("ab", backend=backend()).ret_value == 2
     with pytest.raises(KeyError, match="no variable 'n'"):
         way(program).run("other", backend=backend())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_list_grows_from_round_to_round(way: Way) -> None:
+    @lang.function
+    def program(s: Any) -> Any:
+        s["said"] = []
+
+        def body(s: Any, i: Any) -> None:
+            s += lang.gen("x") + ","
+            s["said"] = s["said"] + [s["x"]]
+
+        lang.loop(s, body, limit=3)
+        return ["first", *ROUNDS] + s["said"]
+
+    assert way(program).run(backend=backend()).ret_value == ["first", *ROUNDS, "0", "2", "4"]
