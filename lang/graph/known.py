@@ -49,7 +49,7 @@ class Names:
     maybe: dict[str, Known] = field(default_factory=dict)
     """Set in a branch, or in an earlier round."""
     written: set[str] = field(default_factory=set)
-    """Set since the round that is traced began, whatever they are now."""
+    """Set since the trace, or the loop that is being traced, began."""
 
     def copy(self) -> Names:
         return Names(dict(self.sure), dict(self.maybe), set(self.written))
@@ -62,7 +62,6 @@ class Names:
     def after_either(self, a: Names, b: Names) -> Names:
         """Of the state after one of two branches."""
         names = self.copy()
-        names.written = set(self.written)
         for name in dict.fromkeys([*a.sure, *b.sure, *a.maybe, *b.maybe]):
             found = [branch.sure.get(name, branch.maybe.get(name)) for branch in (a, b)]
             kinds = [kind for kind in found if kind is not None]

@@ -176,7 +176,7 @@ class Tracer:
         number = self._number()
         before, counts = self._names(), (self._n_ops, self._n_streams, self._n_movables)
         for one in before:
-            one.names.written = set()
+            one.names.written.clear()
         self._round(state, body, until, number)
         after = self._names()
         for one, names in before.items():
