@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from lang.graph.values import has_abstract
+
 TEXT: Literal["text"] = "text"
 DATA: Literal["data"] = "data"
 """Something, of a kind that is known only when the program runs."""
@@ -63,7 +65,7 @@ class Names:
         for name in dict.fromkeys([*a.sure, *b.sure, *a.maybe, *b.maybe]):
             found = [branch.sure.get(name, branch.maybe.get(name)) for branch in (a, b)]
             kinds = [kind for kind in found if kind is not None]
-            kind = kinds[0] if len(kinds) == 1 else merged(*kinds)
+            kind = _plain(kinds[0]) if len(kinds) == 1 else merged(*kinds)
             if name in a.sure and name in b.sure:
                 names.sure[name] = kind
                 names.maybe.pop(name, None)
@@ -83,3 +85,10 @@ class Names:
             else:
                 names.maybe[name] = _plain(kind)
         return names
+
+    def after_loop(self) -> None:
+        """Values that the last round put there are read from the state: outside of the loop there are no others."""
+        for name in self.written & self.sure.keys():
+            kind = self.sure[name]
+            if isinstance(kind, Held) and has_abstract(kind.value):
+                self.sure[name] = _plain(kind)

@@ -183,6 +183,8 @@ class Tracer:
             one.names = names.varying(after[one])
         self._n_ops, self._n_streams, self._n_movables = counts
         region, expression = self._round(state, body, until, number)
+        for one in before:
+            one.names.after_loop()
         self.add(Loop, number, stream=state.stream, body=region_of(region), until=expression, limit=limit)
 
     def _round(

@@ -64,12 +64,12 @@ class Value(Abstract):
             if self.is_text or type(other) is str:
                 return text(self._tracer, (self, other))
             return self._computed("operator.add", (self, other))
-        return NotImplemented if not _is_number(other) else self._computed("operator.add", (self, other))
+        return NotImplemented if not _is_summand(other) else self._computed("operator.add", (self, other))
 
     def __radd__(self, other: object) -> Any:
         if type(other) is str:
             return text(self._tracer, (other, self))
-        return NotImplemented if not _is_number(other) else self._computed("operator.add", (other, self))
+        return NotImplemented if not _is_summand(other) else self._computed("operator.add", (other, self))
 
     def __getattr__(self, name: str) -> Any:
         if name in _STR_METHODS and not name.startswith("__"):
@@ -197,8 +197,9 @@ def isinstance_of_value(value: object) -> bool:
     return issubclass(type(value), Value)
 
 
-def _is_number(value: object) -> bool:
-    return is_abstract(value) or type(value) in (int, float)
+def _is_summand(value: object) -> bool:
+    """Python may add it to a value that isn't known to be text."""
+    return is_abstract(value) or type(value) in (int, float, list, tuple)
 
 
 def text(tracer: Tracer, parts: tuple[Any, ...]) -> Value | str:
@@ -226,9 +227,9 @@ def expression_of(value: Any) -> Expression:
         return value
     if kind is Image:
         return Picture.of(value)
-    if kind in (list, tuple) and any(map(_has_abstract, value)):
+    if kind in (list, tuple) and any(map(has_abstract, value)):
         return Items(parts=tuple(map(expression_of, value)), a_tuple=kind is tuple)
-    if kind is dict and any(map(_has_abstract, (*value.keys(), *value.values()))):
+    if kind is dict and any(map(has_abstract, (*value.keys(), *value.values()))):
         return Record(entries=tuple((expression_of(k), expression_of(v)) for k, v in value.items()))
     if kind in (Argument, Constant, Result, Round, Template, InMemory):
         return value
@@ -240,9 +241,10 @@ def expression_of(value: Any) -> Expression:
     return InMemory(value=value)
 
 
-def _has_abstract(value: Any) -> bool:
+def has_abstract(value: Any) -> bool:
+    """It is a value of a trace, or a list, tuple or dict with one in it."""
     if is_abstract(value):
         return True
     if type(value) in (list, tuple):
-        return any(map(_has_abstract, value))
-    return type(value) is dict and any(map(_has_abstract, (*value.keys(), *value.values())))
+        return any(map(has_abstract, value))
+    return type(value) is dict and any(map(has_abstract, (*value.keys(), *value.values())))

@@ -1,0 +1,1 @@
+"""The programs of the SGLang paper in the language, told of in docs/programs.md."""
