@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,20 @@ def test_every_command_names_a_file_or_module_that_is_there() -> None:
             assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), words
         elif words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+
+
+def test_the_program_of_many_calls_runs_as_printed(tmp_path: Path) -> None:
+    (file,) = (text for text in snippets("python") if text.startswith("# judge.py"))
+    (tmp_path / "judge.py").write_text(file)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "judge.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "common_calls: calls 4 -> 4" in done.stdout
 
 
 def test_every_link_into_the_tree_leads_somewhere() -> None:
