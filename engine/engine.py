@@ -43,6 +43,7 @@ from engine.request import (
     Tokens,
 )
 from engine.scheduler import Limits, Scheduler
+from engine.splices import Splice, peak_pages
 from engine.taking import Taking
 from engine.tokenizer import Tokenizer
 
@@ -78,6 +79,7 @@ class Engine:
             vocab_size=executor.vocab_size,
             max_context=executor.max_context,
             capacity_tokens=executor.n_pages * config.page_size,
+            page_size=config.page_size,
             text_is_recorded=text_is_recorded,
         )
         self.on_finish: list[Callable[[Request], None]] = []
@@ -174,6 +176,7 @@ class Engine:
         prompt: str | Sequence[int] | np.ndarray,
         params: SamplingParams | None = None,
         *,
+        splices: Sequence[Splice] = (),
         due: float | None = None,
         namespace: str = "",
         client: str = "",
@@ -187,6 +190,10 @@ class Engine:
     ) -> list[Request]:
         """Queues a prompt; returns its `params.n` requests.
 
+        `splices`: parts of it that are branches which don't see one another (`engine.splices.concatenated`). Their KV
+        is copied from where the branches themselves were served, as far as that is cached, and computed otherwise.
+        What is computed on top of them is never cached, so that each such request takes its own copies. The last token
+        is always computed in its place: it sees all, and when a splice ends with it, it is no longer a part of that.
         `due`: when it should have been sent, seconds on the engine's clock (None: now); latencies count from it.
         Raises RequestError when it can't be served; then nothing was queued.
         """
@@ -194,6 +201,7 @@ class Engine:
         now = self.clock.now()
         try:
             key = self.intake.check(prompt, params)
+            splices = self.intake.check_splices(key, params, splices)
             constraints = self._constraints_of(params)
             begins_with = self._begin(params, constraints) if constraints else ()
         except RequestError as error:
@@ -219,10 +227,16 @@ class Engine:
         }
         if begins_with:
             arrival["forced"] = begins_with
+        if splices:
+            arrival["splices"] = [splice.as_data() for splice in splices]
         self._input("arrive", now, request=self._next_id, tokens=key, text=json.dumps(arrival))
         room = np.empty(len(key) + params.max_tokens, np.int64)
         room[: len(key)] = key
         room[len(key) : len(key) + len(begins_with)] = begins_with
+        shape: dict[str, Any] = {}
+        if splices:
+            peak = peak_pages(splices, len(room), self.config.page_size) * self.config.page_size
+            shape = {"splices": splices, "n_cacheable": splices[0].at, "peak_tokens": peak}
         requests = []
         for i in range(params.n):
             request = Request(
@@ -238,6 +252,7 @@ class Engine:
                 n_tokens=len(key) + len(begins_with),
                 constraint=constraints[i] if constraints else None,
                 pages=np.empty(-(-len(room) // self.config.page_size), np.int32),
+                **shape,
                 **tags,
             )
             self._next_id += 1
@@ -350,7 +365,7 @@ class Engine:
         now = self.clock.now()
         why = f"the step failed: {type(failure.error).__name__}: {failure.error}"
         self._input("failure", now, step=batch.step, a=failure.stage, text=why)
-        failed = [row.request for row in batch.rows if not row.request.finished]
+        failed = list(dict.fromkeys(row.request.root for row in batch.rows if not row.request.root.finished))
         for request in failed:
             request.error, request.fault = why, Fault.ENGINE
             self._end(request, FinishReason.ERROR, now)
