@@ -43,6 +43,7 @@ from engine.request import (
     Tokens,
 )
 from engine.scheduler import Limits, Scheduler
+from engine.splices import Splice, cut, peak_pages
 from engine.taking import Taking
 from engine.tokenizer import Tokenizer
 
@@ -78,6 +79,7 @@ class Engine:
             vocab_size=executor.vocab_size,
             max_context=executor.max_context,
             capacity_tokens=executor.n_pages * config.page_size,
+            page_size=config.page_size,
             text_is_recorded=text_is_recorded,
         )
         self.on_finish: list[Callable[[Request], None]] = []
@@ -174,6 +176,7 @@ class Engine:
         prompt: str | Sequence[int] | np.ndarray,
         params: SamplingParams | None = None,
         *,
+        splices: Sequence[Splice] = (),
         due: float | None = None,
         namespace: str = "",
         client: str = "",
@@ -188,6 +191,10 @@ class Engine:
     ) -> list[Request]:
         """Queues a prompt; returns its `params.n` requests.
 
+        `splices`: parts of it that are branches which don't see one another (`engine.splices.concatenated`). Their KV
+        is copied from where the branches themselves were served, as far as that is cached, and computed otherwise.
+        What is computed on top of them is never cached, so that each such request takes its own copies. The last token
+        is always computed in its place: it sees all, and when a splice ends with it, it is no longer a part of that.
         `due`: when it should have been sent, seconds on the engine's clock (None: now); latencies count from it.
         `siblings`: how many prompts, this one included, are submitted together; `parent`: the request that computes
         what they begin with.
@@ -197,6 +204,7 @@ class Engine:
         now = self.clock.now()
         try:
             key, taken_back = self.constraints.heal(self.intake.check(prompt, params), params)
+            splices = self.intake.check_splices(key, params, cut(splices, len(key)) if taken_back else splices)
             if not isinstance(siblings, int) or siblings < 1:
                 raise RequestError(f"siblings={siblings!r} is not allowed: it must be 1 (itself alone) or more")
             constraints = self._constraints_of(params, taken_back)
@@ -228,10 +236,16 @@ class Engine:
             arrival["forced"] = begins_with
         if taken_back:
             arrival["taken_back"] = taken_back
+        if splices:
+            arrival["splices"] = [splice.as_data() for splice in splices]
         self._input("arrive", now, request=self._next_id, tokens=key, text=json.dumps(arrival))
         room = np.empty(len(key) + params.max_tokens, np.int64)
         room[: len(key)] = key
         room[len(key) : len(key) + len(begins_with)] = begins_with
+        shape: dict[str, Any] = {}
+        if splices:
+            peak = peak_pages(splices, len(room), self.config.page_size) * self.config.page_size
+            shape = {"splices": splices, "n_cacheable": splices[0].at, "peak_tokens": peak}
         requests = []
         for i in range(params.n):
             request = Request(
@@ -248,6 +262,7 @@ class Engine:
                 n_tokens=len(key) + len(begins_with),
                 constraint=constraints[i] if constraints else None,
                 pages=np.empty(-(-len(room) // self.config.page_size), np.int32),
+                **shape,
                 **tags,
             )
             self._next_id += 1
@@ -360,7 +375,7 @@ class Engine:
         now = self.clock.now()
         why = f"the step failed: {type(failure.error).__name__}: {failure.error}"
         self._input("failure", now, step=batch.step, a=failure.stage, text=why)
-        failed = [row.request for row in batch.rows if not row.request.finished]
+        failed = list(dict.fromkeys(row.request.root for row in batch.rows if not row.request.root.finished))
         for request in failed:
             request.error, request.fault = why, Fault.ENGINE
             self._end(request, FinishReason.ERROR, now)

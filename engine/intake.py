@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine import splices
 from engine.request import RequestError, SamplingParams, Tokens, TooLong
+from engine.splices import Splice
 from engine.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
@@ -22,12 +24,14 @@ class Intake:
         vocab_size: int,
         max_context: int,
         capacity_tokens: int,
+        page_size: int,
         text_is_recorded: bool,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_context = max_context
         self._capacity_tokens = capacity_tokens
+        self._page_size = page_size
         self._text_is_recorded = text_is_recorded
 
     def check(self, prompt: Prompt, params: SamplingParams) -> Tokens:
@@ -49,6 +53,20 @@ class Intake:
             raise RequestError("stop strings need a tokenizer and this engine has none: use stop_token_ids")
         self._check_length(len(key), params.max_tokens)
         return key
+
+    def check_splices(self, key: Tokens, params: SamplingParams, given: Sequence[Splice]) -> tuple[Splice, ...]:
+        """The splices of a prompt of these tokens, without its last token, which is computed. Raises RequestError."""
+        splices.check(given, len(key))
+        kept = splices.cut(given, len(key) - 1)
+        if kept and params.prompt_logprobs is not None and params.prompt_logprobs_start <= kept[-1].end:
+            raise RequestError(
+                f"prompt_logprobs_start={params.prompt_logprobs_start} asks for logits of branches that are "
+                f"copied, not computed: it must be above the end of the last one, {kept[-1].end}"
+            )
+        splices.check_room(
+            kept, len(key) + params.max_tokens, self._page_size, self._capacity_tokens // self._page_size
+        )
+        return kept
 
     def _tokens(self, prompt: Prompt) -> Tokens:
         if isinstance(prompt, str):

@@ -6,7 +6,7 @@ parquet file: a row an event, the engine's configuration in the file's metadata.
 
 | side     | kind    | request | a             | b         | tokens                     | text                         |
 |----------|---------|---------|---------------|-----------|----------------------------|------------------------------|
-| input    | arrive  | id      | -             | -         | prompt, as it is computed  | JSON: params and the rest    |
+| input    | arrive  | id      | -             | -         | prompt, as it is computed  | JSON: params, splices, rest  |
 | input    | reject  | id      | -             | -         | -                          | why (the caller's fault)     |
 | input    | abort   | id      | -             | -         | -                          | -                            |
 | input    | hint    | -       | -             | -         | prefix                     | JSON                         |
@@ -18,7 +18,8 @@ parquet file: a row an event, the engine's configuration in the file's metadata.
 | decision | refuse  | id      | -             | -         | -                          | an admission policy's reason |
 | decision | defer   | id      | -             | -         | -                          | until when, seconds          |
 | decision | admit   | id      | cached tokens | -         | -                          | -                            |
-| decision | row     | id      | start         | new       | -                          | -                            |
+| decision | row     | id      | start         | new       | -                          | "branch": of one of its own  |
+| decision | splice  | id      | at            | tokens    | -                          | -                            |
 | decision | insert  | id      | new tokens    | duplicate | -                          | -                            |
 | decision | evict   | -       | start         | tokens    | -                          | node id and namespace        |
 | decision | preempt | id      | computed      | -         | -                          | -                            |

@@ -6,19 +6,20 @@ Every page is in one of three states: free, the cache's, or a running request's 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from engine.cache.base import Cache, Match, Pages
+from engine.cache.base import NO_MATCH, Cache, Match, Pages
 from engine.cache.page_pool import PagePool
 from engine.clock import stopwatch
+from engine.executor.base import Slots
 from engine.log import Event, Log
 from engine.metrics import Histogram
 from engine.policies.base import RetentionPolicy, broken
 from engine.policies.guard import Guard
-from engine.request import Request
+from engine.request import Request, Status
 
 IDLE_SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
 
@@ -68,9 +69,9 @@ class KVMemory:
     def match(self, request: Request) -> Match:
         """Longest cached prefix the request may use. Touches nothing.
 
-        The last token is always computed, and so is every position whose logits are asked for.
+        The last token is always computed, and so is every position whose logits are asked for. Of a branch none are.
         """
-        limit = request.n_tokens - 1
+        limit = min(request.n_tokens - (request.owner is None), request.n_cacheable)
         params = request.params
         if params.prompt_logprobs is not None:
             next_scored = params.prompt_logprobs_start + request.n_scored
@@ -93,13 +94,37 @@ class KVMemory:
     def admit(self, request: Request, match: Match) -> None:
         """Locks the match and points the request's page table at it."""
         first = request.preemptions == 0
-        self.cache.miss(request, request.tokens[: request.n_tokens], match)
+        self.cache.miss(request, request.tokens[: min(request.n_tokens, request.n_cacheable)], match)
         self._use(request, match, first=first)
+
+    @_timed
+    def borrow(self, branch: Request, owner: Request, n_tokens: int) -> bool:
+        """Points a stand-in's page table at its owner's pages of the first `n_tokens` tokens.
+
+        The last page, where the tokens don't fill it, is one of its own, to be copied. Nothing of the stand-in will
+        enter the cache. False: no page is to be had, and nothing was done.
+        """
+        whole = n_tokens // self.page_size
+        branch.n_cacheable = 0
+        branch.lock = self.cache.acquire(NO_MATCH, branch, first=False)
+        branch.pages[:whole] = owner.pages[:whole]
+        branch.n_pages = branch.n_shared_pages = whole
+        branch.pages_version += 1
+        if not self.grow(branch, n_tokens):
+            self.release(branch, keep=False, ended=False)
+            return False
+        branch.n_computed = n_tokens
+        return True
+
+    def slots(self, request: Request, start: int, end: int) -> Slots:
+        """Where K and V of tokens[start:end] are: int64."""
+        at = np.arange(start, end)
+        return request.pages[at // self.page_size].astype(np.int64) * self.page_size + at % self.page_size
 
     @_timed
     def extend(self, request: Request) -> int:
         """Takes over what others have cached of a prompt under way since its last chunk. Returns the tokens gained."""
-        if request.n_pages != request.n_shared_pages:
+        if request.n_pages != request.n_shared_pages or (request.assembly is not None and request.assembly.branches):
             return 0
         match = self.match(request)
         gained = match.n_tokens - request.n_computed
@@ -151,7 +176,8 @@ class KVMemory:
         """
         if request.n_shared_pages * self.page_size != request.lock.n_tokens:
             return
-        if self.cache.whole_entries and n_tokens < request.prompt_tokens:
+        n_tokens = min(n_tokens, request.n_cacheable)
+        if self.cache.whole_entries and n_tokens < min(request.prompt_tokens, request.n_cacheable):
             return
         whole = n_tokens // self.page_size * self.page_size
         if whole <= request.lock.n_tokens:
@@ -185,10 +211,19 @@ class KVMemory:
 
     @_timed
     def release(self, request: Request, *, keep: bool, ended: bool) -> None:
-        """Gives back all that the request holds; what it computed goes to the cache if `keep`."""
+        """Gives back all that the request holds; what it computed goes to the cache if `keep`.
+
+        So do the stand-ins for its branches, and they are finished.
+        """
+        if request.assembly is not None:
+            for branch in request.assembly.branches.values():
+                self.release(branch, keep=keep, ended=False)
+            request.assembly = None
+        if request.owner is not None:
+            request.status = Status.FINISHED
         own = np.ones(request.n_pages, np.bool_)
         own[: request.n_shared_pages] = False
-        whole = request.n_computed // self.page_size * self.page_size
+        whole = min(request.n_computed, request.n_cacheable) // self.page_size * self.page_size
         if keep and whole > request.lock.n_tokens:
             first, last = self._insert(request, whole)
             own[first:last] = False
@@ -208,7 +243,7 @@ class KVMemory:
     def check(self, running: Iterable[Request]) -> None:
         """Raises AssertionError unless free + cached + held by requests is the pool, and no page is held twice."""
         self.cache.check()
-        held = [request.pages[request.n_shared_pages : request.n_pages] for request in running]
+        held = [request.pages[request.n_shared_pages : request.n_pages] for request in _with_branches(running)]
         n_held = sum(len(pages) for pages in held)
         n_cached = self.cache.cached_tokens // self.page_size
         total = self.pool.n_free + n_cached + n_held
@@ -222,3 +257,10 @@ class KVMemory:
 
     def _decide(self, kind: str, request: int, a: int, b: int, text: str = "") -> None:
         self.log.add(Event(self.step, self.cache.now, "decision", kind, request, a, b, (), text))
+
+
+def _with_branches(requests: Iterable[Request]) -> Iterator[Request]:
+    for request in requests:
+        yield request
+        if request.assembly is not None:
+            yield from _with_branches(request.assembly.branches.values())

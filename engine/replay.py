@@ -19,6 +19,7 @@ from engine.executor.replay import ReplayExecutor
 from engine.log import Event, Log, LogError
 from engine.policies import base
 from engine.request import Request, RequestError, SamplingParams
+from engine.splices import Splice
 
 HINTS = {hint.__name__: hint for hint in (base.Prefetch, base.Pin, base.Unpin, base.ConversationEnd)}
 
@@ -66,6 +67,7 @@ def _arrive(engine: Engine, event: Event) -> list[Request]:
     if isinstance(engine.constraints, RecordedConstraints):
         engine.constraints.begins_with = fields.pop("forced", ())
         engine.constraints.taken_back = fields.pop("taken_back", ())
+    fields["splices"] = [Splice.from_data(data) for data in fields.pop("splices", ())]
     try:
         return engine.add(event.tokens, SamplingParams(**params), **fields)
     except RequestError:  # refused by the admission policy, as it was then

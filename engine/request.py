@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from engine.assembly import Assembly
     from engine.constraints.grammar import Grammar
     from engine.constraints.session import Constraint
+    from engine.splices import Splice
 
 Tokens = npt.NDArray[np.int64]
 PENDING = int(np.iinfo(np.int64).min)
@@ -223,6 +226,15 @@ class Request:
     """Token ids that end the output, unless `params.ignore_eos`."""
     taken_back: tuple[int, ...] = ()
     """What token healing took off the prompt's end (`key` is what is left): the output begins with its bytes."""
+    splices: tuple[Splice, ...] = ()
+    """Parts of the prompt that are branches which don't see one another (see `engine.splices`)."""
+    n_cacheable: int = sys.maxsize
+    """Only so many tokens from the start may be found in the cache and kept there: the KV of what follows is no
+    function of the tokens before it."""
+    peak_tokens: int = 0
+    """Tokens of the pages needed at a time while splices are put in place; 0 without splices."""
+    owner: Request | None = None
+    """Of a stand-in, which computes a branch that is to be spliced in: the request that it's for."""
 
     # progress
     status: Status = Status.WAITING
@@ -257,6 +269,8 @@ class Request:
     """The retention policy left tokens out: what follows them can't be cached either (a tree has no gaps)."""
     lock: Any = None
     """The cache's `Lock` while the request runs."""
+    assembly: Assembly | None = None
+    """How far its splices have come, while a request that has some (or stands in for a branch) runs."""
     seen: Any = None
     """The sampler's own: how often each token was seen, for the penalties."""
     constraint: Constraint | None = None
@@ -284,6 +298,11 @@ class Request:
     @property
     def prompt_tokens(self) -> int:
         return len(self.key)
+
+    @property
+    def root(self) -> Request:
+        """Itself, or the request that it stands in for."""
+        return self if self.owner is None else self.owner.root
 
     @property
     def output_tokens(self) -> int:

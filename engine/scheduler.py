@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from engine.assembly import Assembler
 from engine.cache.base import NO_MATCH, Match
 from engine.estimate import OutputEstimate
 from engine.executor.base import Batch, Row
@@ -72,6 +73,7 @@ class Scheduler:
         self.memory = memory
         self.guard = Guard(policy)
         self.limits = limits
+        self.assembler = Assembler(memory, self._chunk, self, self._decide)
         self.log = log
         self.view = View(self, rng)
         self.estimate = OutputEstimate()
@@ -85,6 +87,15 @@ class Scheduler:
         """Prompt tokens found in the cache during the last pass."""
 
     # ---- coming and going
+
+    @property
+    def n_running(self) -> int:
+        return len(self.running)
+
+    @property
+    def spare_rows(self) -> int:
+        """How many more rows a batch may have than requests run."""
+        return self.limits.max_running - len(self.running)
 
     def __contains__(self, request_id: int) -> bool:
         return request_id in self.waiting or request_id in self.running
@@ -123,6 +134,7 @@ class Scheduler:
         self.view.now = self.memory.cache.now = now
         self.estimate.on_step()
         self.n_cached_in_pass = 0
+        self.assembler.begin(step)
         preempted = self._preempt()
         rows: list[Row] = []
         while True:
@@ -134,8 +146,9 @@ class Scheduler:
             self._preempt_one(next(reversed(self.running.values())))  # prompts under way block one another
             preempted = True
         for row in rows:
-            self._decide("row", row.request.id, row.start, row.n_new)
-        return Batch(step, tuple(rows), prefix_groups(rows))
+            self._decide("row", row.request.id, row.start, row.n_new, "branch" if row.request.owner else "")
+        copies = self.assembler.take_copies() if rows else ()  # without rows they belong before the next batch
+        return Batch(step, tuple(rows), prefix_groups(rows), copies)
 
     def _continue(self, rows: list[Row]) -> int:
         """Rows of the running requests: decodes, those with forced tokens last, then prompts under way.
@@ -164,13 +177,28 @@ class Scheduler:
             if budget <= 0:
                 break
             start = request.n_computed
-            self._count_cached(request, start, start + self.memory.extend(request))
+            gained = self.memory.extend(request)
+            self._count_cached(request, start, start + gained)
+            if gained and request.splices:
+                self.assembler.admitted(request, rows)
             budget -= self._prefill(request, rows, budget)
         return budget
 
     def _prefill(self, request: Request, rows: list[Row], budget: int) -> int:
-        """A row for the next chunk of the request's prompt. Returns its tokens; 0 when there is no memory for any."""
-        left = request.n_tokens - request.n_computed
+        """A row for the next chunk of the request's prompt, or rows for the branches that are to be spliced into it.
+
+        Returns their tokens; 0 when there is no memory for any.
+        """
+        if not request.splices:
+            return self._chunk(request, rows, budget, request.n_tokens)
+        n_cached = request.n_cached
+        used = self.assembler.advance(request, rows, budget)
+        self.n_cached_in_pass += request.n_cached - n_cached
+        return used
+
+    def _chunk(self, request: Request, rows: list[Row], budget: int, end: int) -> int:
+        """A row for tokens of a prompt up to `end`, or for fewer. Returns its tokens; 0 when there is no memory."""
+        left = end - request.n_computed
         n = left
         if left > 1 or budget < left:
             n = self.guard.ask("chunk", request, budget, self.view)
@@ -194,7 +222,7 @@ class Scheduler:
         end = start + n
         again = min(end, request.n_ever_computed) - start
         if again > 0:
-            request.n_recomputed += again
+            request.root.n_recomputed += again
             self.recomputed_tokens += again
         request.n_computed = end
         request.n_ever_computed = max(request.n_ever_computed, end)
@@ -211,15 +239,17 @@ class Scheduler:
         for given in self.guard.ask_each("order", tuple(self.waiting.values()), self.view):
             request = self._one_of(self.waiting, given, "order", "waiting")
             yielded += 1
-            if budget <= 0 or len(self.running) >= self.limits.max_running:
+            if budget <= 0 or self.spare_rows <= self.assembler.n_more_rows:
                 break
             match = memory.match(request)
-            needs = memory.whole_pages(request.n_tokens - match.n_tokens + self.estimate.remaining(request))
+            needs = memory.whole_pages(self._wants(request) - match.n_tokens)
             if needs + reserved > memory.available - memory.unlocked_in(match):
                 if self.running:
                     break
                 match = NO_MATCH  # alone and yet it doesn't fit: what it would hold of a whole entry is in its way
             n_cached = self._start(request, match)
+            if request.splices:
+                self.assembler.admitted(request, rows)
             n = self._prefill(request, rows, budget)
             budget -= n
             reserved += self._still_needs(request)
@@ -251,8 +281,14 @@ class Scheduler:
 
     def _still_needs(self, request: Request) -> int:
         """Tokens of new pages that a running request is expected to take yet."""
+        held = request.n_pages + self.assembler.held_pages(request)
+        return self.memory.whole_pages(self._wants(request)) - held * self.memory.page_size
+
+    def _wants(self, request: Request) -> int:
+        """Tokens that a request is expected to need room for at a time."""
         total = request.n_tokens + self.estimate.remaining(request)
-        return self.memory.whole_pages(total) - request.n_pages * self.memory.page_size
+        in_place = request.splices and request.n_computed >= request.splices[-1].end
+        return total if in_place else max(total, request.peak_tokens)
 
     # ---- giving way
 
@@ -287,6 +323,7 @@ class Scheduler:
         """Every running request begins anew: the KV that it holds can't be trusted any more."""
         for request in reversed(tuple(self.running.values())):
             self._preempt_one(request, keep=False)
+        self.assembler.forget()
 
     def _preempt_one(self, request: Request, *, keep: bool = True) -> None:
         """Back to the head of the queue; what it computed goes to the cache, so little of it is computed again."""

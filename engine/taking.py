@@ -39,7 +39,7 @@ class Taking:
         ends: list[tuple[Request, FinishReason]] = []
 
         def fail(i: int, error: str, fault: Fault) -> None:
-            request = batch.rows[i].request
+            request = batch.rows[i].request.root
             request.error, request.fault, errors[i] = error, fault, error
             ends.append((request, FinishReason.ERROR))
 
@@ -48,7 +48,10 @@ class Taking:
             if request.finished:  # while the step was under way
                 continue
             if (error := result.errors[i]) is not None:
-                fail(i, error, Fault.ENGINE)
+                if request.root.error is None:
+                    fail(i, error, Fault.ENGINE)
+                continue
+            if request.owner is not None:
                 continue
             if request.constraint is not None and request.constraint.error is not None:
                 fail(i, request.constraint.error, Fault.CALLER)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.request import Request, TokenLogprob
 
+Slots = npt.NDArray[np.int64]
 _NOTHING = range(0)
 
 
@@ -86,10 +90,30 @@ class PrefixGroup(NamedTuple):
     n_tokens: int
 
 
+class KVCopy(NamedTuple):
+    """K and V of some tokens go to other slots, where they stand for later positions.
+
+    K is turned on by the difference (rotary embeddings compose: RoFormer, arXiv 2104.09864, section 3.2.2); V knows no
+    position.
+    """
+
+    source: Slots
+    """int64 [tokens]: slot s is token s % page_size of page s // page_size."""
+    target: Slots
+    """int64 [tokens], none of them in `source`."""
+    position: int
+    """Of the first token in the source; the others follow."""
+    turn: int
+    """Positions by which the tokens stand later in the target, 0 or more."""
+
+
 class Batch(NamedTuple):
     step: int
     rows: tuple[Row, ...]
     prefix_groups: tuple[PrefixGroup, ...] = ()
+    copies: tuple[KVCopy, ...] = ()
+    """Done one after the other, after the step before and before any row is computed: a copy may read what one before
+    it wrote, and overwrite what one before it read."""
 
 
 class RowRecord(NamedTuple):
@@ -133,7 +157,7 @@ class Executor(Protocol):
     device: str
 
     def launch(self, batch: Batch) -> Any:
-        """Starts the forward pass; returns at once where the device allows it."""
+        """Makes the batch's copies and starts the forward pass; returns at once where the device allows it."""
 
     def sample(self, pending: Any, masks: Sequence[Any] | None) -> Any:
         """Chooses the tokens. `masks` (one packed bitmask or None a row) may arrive while the forward pass runs."""

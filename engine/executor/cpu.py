@@ -12,7 +12,8 @@ from torch import Tensor
 
 from engine import sampler
 from engine.clock import stopwatch
-from engine.executor.base import Batch, Row, StepResult
+from engine.executor.base import Batch, KVCopy, Row, StepResult
+from engine.kernels.copy_and_turn import copy_and_turn
 from engine.kernels.cpu.attention_plan import Group, Index, Plan, Span, make_plan
 from engine.kernels.cpu.paged_attention import KVPool, PagedAttention
 from engine.models.config import ModelConfig
@@ -59,8 +60,10 @@ class CpuExecutor:
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Pending:
-        """Runs the forward pass."""
+        """Makes the copies and runs the forward pass."""
         started = stopwatch()
+        for copy in batch.copies:
+            self._copy(copy)
         order, groups = _packing_order(batch)
         rows = [batch.rows[i] for i in order]
         tokens = np.concatenate([self._tokens(row) for row in rows])
@@ -71,6 +74,11 @@ class CpuExecutor:
         logits = self.model.forward(torch.from_numpy(tokens), torch.from_numpy(positions), attention, packed)
         first, back = _batch_order(batch.rows, order)
         return Pending(batch, logits if back is None else logits[back], first, started)
+
+    def _copy(self, copy: KVCopy) -> None:
+        old = torch.arange(copy.position, copy.position + len(copy.source))
+        turn = self.model.rotary.between(old, old + copy.turn) if copy.turn else None
+        copy_and_turn(self.pool.k, self.pool.v, torch.from_numpy(copy.source), torch.from_numpy(copy.target), turn)
 
     def sample(self, pending: Pending, masks: Sequence[Any] | None = None) -> Pending:
         """Chooses the next token of the rows that still await one. `masks`: a packed bitmask or None for each row."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.executor.base import Batch, PrefixGroup, StepResult
+from engine.executor.base import Batch, KVCopy, PrefixGroup, StepResult
 from engine.executor.gpu_attention import Layout
 from engine.executor.gpu_device import Timer, Upload
 from engine.executor.gpu_graphs import DecodeGraphs, Kind, ladder
@@ -101,8 +101,10 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Pending:
-        """Queues the forward pass; in several pieces when it doesn't fit in memory at once."""
+        """Queues the copies and the forward pass; in several pieces when it doesn't fit in memory at once."""
         timer = Timer(self._device)
+        for copy in batch.copies:
+            self._copy(copy)
         done: list[tuple[Piece, Plan, Tensor]] = []
         rest: Piece | None = Piece(batch.rows, tuple(range(len(batch.rows))))
         while rest is not None:
@@ -117,6 +119,15 @@ class CudaExecutor:
             _, plan, logits = done[0]
             return Pending(batch, logits, plan.first_logit, plan.n_logits, timer)
         return Pending(batch, *_in_batch_order(len(batch.rows), done), timer)
+
+    def _copy(self, copy: KVCopy) -> None:
+        old = np.arange(copy.position, copy.position + len(copy.source))
+        there = self._upload({"source": copy.source, "target": copy.target, "old": old, "new": old + copy.turn})
+        self.pool.copy(
+            there["source"],
+            there["target"],
+            self.runner.model.turn_between(there["old"], there["new"]) if copy.turn else None,
+        )
 
     def _try(self, piece: Piece, groups: Sequence[PrefixGroup]) -> tuple[Plan, Tensor] | None:
         """A piece's plan and logits; None when it needs more memory than there is and can be cut."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.kernels.copy_and_turn import copy_and_turn
 from engine.kernels.paged import PagedKV
 from engine.models.config import ModelConfig
 
@@ -52,6 +53,10 @@ class GpuPool:
             )
             for i in range(config.n_layers)
         ]
+
+    def copy(self, source: Tensor, target: Tensor, turn: tuple[Tensor, Tensor] | None) -> None:
+        """K and V of all layers, to other slots; see `copy_and_turn`."""
+        copy_and_turn(self.k, self.v, source, target, turn, self.k_scale, self.v_scale)
 
     def layer(self, layer: int) -> PagedKV:
         return self._layers[layer]

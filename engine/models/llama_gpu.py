@@ -98,6 +98,15 @@ class LlamaGpu:
         """A token's logits have the same bits whatever is computed beside it, if its attention does."""
         self.cos, self.sin = rotary_tables(Rotary(config, torch.float32), config.max_context, self.device)
 
+    def turn_between(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, float32 [tokens, head_dim / 2] each, of what turns `old` positions (int64) into `new` ones.
+
+        Of the tables' own angles, by the addition theorems; the tables' factor cancels out.
+        """
+        c, s, d, t = self.cos[old], self.sin[old], self.cos[new], self.sin[new]
+        square = c * c + s * s
+        return (d * c + t * s) / square, (t * c - d * s) / square
+
     @torch.inference_mode()
     def forward(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """Logits that follow the tokens that `attention.wanted` names.

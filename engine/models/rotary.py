@@ -84,3 +84,14 @@ class Rotary:
         """`positions` int64 [tokens] -> cosine and sine, [tokens, 1, head_dim / 2] each."""
         angles = (positions.float()[:, None] * self.frequencies)[:, None]
         return (angles.cos() * self.scale).to(self.dtype), (angles.sin() * self.scale).to(self.dtype)
+
+    def between(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, [tokens, head_dim / 2] each, of what turns `old` positions into `new` ones.
+
+        Made of the very angles of both, so that what is turned twice is as if it had been turned once; in float64, or
+        in float32 where the model has less.
+        """
+        angles = [(positions.float()[:, None] * self.frequencies).double() for positions in (old, new)]
+        difference = angles[1] - angles[0]
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return difference.cos().to(wide), difference.sin().to(wide)
