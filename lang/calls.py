@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from lang.backends.base import Backend, Call, CallError, Tags
 from lang.capabilities import Feature, NotServed, features_of, features_of_select
-from lang.output import Output, Source, Trunk
+from lang.output import Output, Source, Trunk, resolved
 from lang.primitives import Gen, Select
 from lang.program_run import Awaited, ProgramRun
 from lang.prompt import Piece, Prompt
@@ -274,7 +274,7 @@ def known(prefix: Sequence[Piece | Output]) -> Prompt:
     lost = next((piece for piece in prefix if isinstance(piece, Output) and piece.problem is not None), None)
     if lost is not None:
         raise Lost(lost)
-    return Prompt.of(piece.written if isinstance(piece, Output) else piece for piece in prefix)
+    return Prompt.of(resolved(prefix))
 
 
 def common_prefix(prefixes: Sequence[Sequence[Piece | Output]]) -> Prompt:

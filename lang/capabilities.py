@@ -39,8 +39,15 @@ class Feature(enum.StrEnum):
     IGNORE_EOS = "ignore_eos"
     FORCED_OUTPUT = "forced_output"
     TOKEN_HEALING = "token_healing"
+    CONCATENATE = "concatenate"
+    """Branches joined by their KV."""
     HINTS = "hints"
     """Advice, so that nothing is refused where it is missing: it is left."""
+
+
+CONCATENATING = "join('concate_and_append')"
+NO_KV = "use join() and add the branches' texts to the parent, as in s += ''.join(s['x'])"
+"""Instead of it, where a server decides alone what it does with KV."""
 
 
 class NotServed(ValueError):
@@ -81,6 +88,8 @@ def _of_prompt(prompt: Prompt) -> Iterator[tuple[Feature, str]]:
             yield Feature.ASSISTANT_PREFIX, "a call after text of the same assistant message"
     if prompt.images:
         yield Feature.IMAGES, "image(...)"
+    if prompt.has_joined_branches:
+        yield Feature.CONCATENATE, CONCATENATING
 
 
 _SET_BY: Mapping[str, Feature] = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lang.capabilities import NotServed
+from lang.capabilities import CONCATENATING, Feature
 from lang.output import Gathered
+from lang.prompt import BranchMark
 
 if TYPE_CHECKING:
     from lang.state import ProgramState
@@ -21,6 +22,9 @@ class ProgramStateGroup:
         self._parent = parent
         self._branches = list(branches)
         self._before = frozenset(parent._variables)
+        self._prefix = tuple(parent._pieces)
+        self._role = parent._role
+        self._own = [branch._record() for branch in self._branches]
 
     def __len__(self) -> int:
         return len(self._branches)
@@ -45,18 +49,33 @@ class ProgramStateGroup:
             branch += part[i] if isinstance(part, list | tuple) else part(i) if callable(part) else part
         return self
 
+    def _append(self) -> None:
+        parent = self._parent
+        parent._runner.backend.capabilities.need(Feature.CONCATENATE, CONCATENATING)
+        for state in (parent, *self._branches):
+            if state._role != self._role:
+                where, began = (f"in {role}()" if role else "outside of any role" for role in (state._role, self._role))
+                raise ValueError(f"join('concate_and_append'): a branch or its parent is {where}, the fork was {began}")
+        for own in self._own:
+            parent._add(BranchMark(True, self._prefix))
+            for piece in own:
+                parent._add(piece)
+            parent._add(BranchMark(False))
+
     def join(self, mode: str = "gather_variable") -> None:
         """Ends the branches. Each variable that is new in them becomes a list in the parent, in branch order.
 
         Nothing is waited for: reading the list does that. A branch without the variable has no place in it.
+
+        "concate_and_append" also adds what each branch wrote to the parent's prompt, one behind the other, with the KV
+        that the branches have: each saw what stood before the fork and itself, and what follows sees all of them (the
+        SGLang paper's name). Raises NotServed where the backend can't, ValueError when a branch ends in another role
+        than it began in.
         """
         if mode not in JOINS:
             raise ValueError(f"unknown mode {mode!r} of join; available: {', '.join(JOINS)}")
         if mode == "concate_and_append":
-            raise NotServed(
-                "join('concate_and_append') needs an engine that can put the KV of branches one behind the other, and "
-                "none here can: use join() and add the branches' texts to the parent, as in s += ''.join(s['x'])"
-            )
+            self._append()
         names = dict.fromkeys(name for branch in self._branches for name in branch._variables)
         for name in names:
             if name not in self._before:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lang.backends.base import Call, CallError
 from lang.primitives import Gen, Select
-from lang.prompt import Piece
+from lang.prompt import BranchMark, Piece, Prompt
 from lang.sampling import Sampling
 from lang.speculation import Speculation
 
@@ -148,6 +148,17 @@ def settled(expr: Gen | Select, run: ProgramRun, where: tuple[str, int], text: s
     meta = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "finish_reason": "stop", "forced": True}
     output.call = Call(name=expr.name, prompt="", tags=run.tags, finished=True, texts=(text,), meta=meta)
     return output
+
+
+def resolved(pieces: Iterable[Piece | Output]) -> Iterator[Piece]:
+    """With what outputs wrote in their places. Raises what went wrong with one."""
+    for piece in pieces:
+        if isinstance(piece, Output):
+            yield piece.written
+        elif isinstance(piece, BranchMark) and piece.prefix:
+            yield piece._replace(prefix=Prompt.of(resolved(piece.prefix)).pieces)
+        else:
+            yield piece
 
 
 class Gathered(NamedTuple):

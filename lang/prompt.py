@@ -37,7 +37,15 @@ class RoleMark(NamedTuple):
     begins: bool
 
 
-Piece = str | Image | RoleMark
+class BranchMark(NamedTuple):
+    """What a branch wrote begins or ends here, joined by its KV: it saw what stood before its fork and itself."""
+
+    begins: bool
+    prefix: tuple[Any, ...] = ()
+    """Where it begins: the pieces before its fork."""
+
+
+Piece = str | Image | RoleMark | BranchMark
 
 
 class Message(NamedTuple):
@@ -99,6 +107,17 @@ class Prompt:
         return any(isinstance(piece, RoleMark) for piece in self.pieces)
 
     @property
+    def has_joined_branches(self) -> bool:
+        """Branches in it are joined by their KV."""
+        return any(isinstance(piece, BranchMark) for piece in self.pieces)
+
+    @property
+    def ordinary(self) -> Prompt:
+        """What stands before the first branch that is joined by its KV."""
+        first = next((i for i, piece in enumerate(self.pieces) if isinstance(piece, BranchMark)), len(self.pieces))
+        return Prompt(self.pieces[:first])
+
+    @property
     def images(self) -> tuple[Image, ...]:
         return tuple(piece for piece in self.pieces if isinstance(piece, Image))
 
@@ -113,6 +132,8 @@ class Prompt:
             if first.role != "system":
                 yield style.default_system
         for piece in self.pieces:
+            if isinstance(piece, BranchMark):
+                continue
             if isinstance(piece, RoleMark):
                 known = style.begin if piece.begins else style.end
                 if piece.role not in known:
@@ -134,7 +155,7 @@ class Prompt:
         Without any role the whole prompt is one user message. Raises ValueError for text or images between roles.
         """
         if not self.has_roles:
-            return (Message("user", tuple(p for p in self.pieces if not isinstance(p, RoleMark)), False),)
+            return (Message("user", tuple(p for p in self.pieces if isinstance(p, str | Image)), False),)
         out: list[Message] = []
         role: str | None = None
         content: list[str | Image] = []
@@ -143,6 +164,8 @@ class Prompt:
                 if not piece.begins:
                     out.append(Message(piece.role, tuple(content), False))
                 role, content = (piece.role if piece.begins else None), []
+            elif isinstance(piece, BranchMark):
+                continue
             elif role is None:
                 raise ValueError(
                     f"{piece!r:.60} stands between roles: a chat has only messages; put it inside system(), user() or "

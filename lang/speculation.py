@@ -94,8 +94,9 @@ class LongAnswer:
             raise Unserved(f"the answer {model} where the program goes on with {goes_on[same : same + 40]!r}")
         return len(goes_on) - len(asked)
 
-    def part(self, start: int, sampling: Sampling) -> Part:
-        """The value of a gen that begins at `start`. Raises Unserved, also where it may be longer than its max_tokens.
+    def part(self, start: int, sampling: Sampling, *, own: bool = False) -> Part:
+        """The value of a gen that begins at `start`; `own`: of the one that asked. Raises Unserved, also where it may be
+        longer than its max_tokens.
 
         Tokens aren't told one by one. A text has no more of them than UTF-8 bytes, nor than the whole answer has.
         """
@@ -103,7 +104,7 @@ class LongAnswer:
         within = self.limit if self.tokens is None else min(self.limit, self.tokens)
         found = first_stop(rest, sampling)
         if found is None and not self.ended:
-            if start == 0 and within <= sampling.max_tokens:
+            if own and within <= sampling.max_tokens:
                 return Part(0, len(rest), False)
             raise Unserved(f"the answer ends with {rest[-40:]!r} before its stop was found")
         end, seen = (len(rest), len(rest)) if found is None else found
@@ -175,7 +176,7 @@ class Speculation:
         if self.spent is not None:
             meta |= {name: _sum(self.spent[name], meta.get(name)) for name in self.spent}
         try:
-            part = self.answer.part(0, self.sampling)
+            part = self.answer.part(0, self.sampling, own=True)
         except Unserved:  # not for an answer within max_tokens
             self.spent = {name: meta.get(name) for name in _COUNTS}
             self.limit = self.sampling.max_tokens

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from lang import awaiting, hinting
 from lang.abstract import caller
 from lang.group import ProgramStateGroup
-from lang.output import Gathered, Later, MetaOf, Output, Source, Span, ToolCallsOf, Trunk, settled
+from lang.output import Gathered, Later, MetaOf, Output, Source, Span, ToolCallsOf, Trunk, resolved, settled
 from lang.primitives import Gen, Select, assistant, system, user, written_parts
-from lang.prompt import Image, Piece, Prompt, RoleMark
+from lang.prompt import BranchMark, Image, Piece, Prompt, RoleMark
 from lang.sampling import closest
 from lang.speculation import SpeculationCount
 from lang.streaming import growing, growing_aside
@@ -219,7 +219,7 @@ class ProgramState:
             self._turn(piece)
         elif isinstance(piece, Output):
             self._outputs.append(piece)
-        assert isinstance(piece, str | Image | RoleMark | Output)
+        assert isinstance(piece, str | Image | RoleMark | BranchMark | Output)
         if not isinstance(piece, str):  # outputs and texts of one message follow each other
             self._last = piece if isinstance(piece, Output) else None
         self._pieces.append(piece)
@@ -267,6 +267,12 @@ class ProgramState:
             self._variables[output.expr.name] = output
         self._add(output)
 
+    def _record(self) -> list[Piece | Output]:
+        """A list that gets all that is added from now on."""
+        own: list[Piece | Output] = []
+        self._scopes.append(("", own))
+        return own
+
     def _begin_scope(self, name: str) -> None:
         self._scopes.append((name, []))
 
@@ -292,7 +298,7 @@ class ProgramState:
 
     def _known(self) -> Prompt:
         """Raises what went wrong with an output in it."""
-        return Prompt.of(piece.written if isinstance(piece, Output) else piece for piece in self._pieces)
+        return Prompt.of(resolved(self._pieces))
 
     def _settled(self) -> Prompt:
         self._whole()
@@ -348,8 +354,7 @@ class ProgramState:
             for piece in held.pieces:
                 if isinstance(piece, Output):
                     self._runner.wait(piece)
-            pieces = [piece.written if isinstance(piece, Output) else piece for piece in held.pieces]
-            return Prompt.of(pieces).text(self._runner.backend.style)
+            return Prompt.of(resolved(held.pieces)).text(self._runner.backend.style)
         if isinstance(held, Later):
             for output in held.outputs:
                 self._runner.wait(output)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lang.backends.api import Answer, AnswerError, ApiBackend, Grow, Work
 from lang.backends.chat import Turns, turns
 from lang.backends.choice_schema import check_method, choice_in, choice_meta, choice_schema, room
-from lang.capabilities import Capabilities, Feature, NotServed
+from lang.capabilities import NO_KV, Capabilities, Feature, NotServed
 from lang.choices import ChoicesMethod
 from lang.prompt import Image, Message, Prompt
 from lang.sampling import Sampling
@@ -43,6 +43,7 @@ _MISSING = {
     Feature.IGNORE_EOS: "leave it out, or use EngineBackend",
     Feature.STOP_TOKEN_IDS: "use stop=[...] with their texts",
     Feature.FORCED_OUTPUT: "replay needs token ids, so EngineBackend; or add the text itself to the prompt",
+    Feature.CONCATENATE: NO_KV,
     Feature.TOKEN_HEALING: "it needs token ids, so EngineBackend; or end the prompt with a whole word and no space",
     Feature.HINTS: "the server decides alone what it keeps; nothing needs to be changed",
 }

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.chat_template import load_chat_template
@@ -19,6 +19,7 @@ from engine.policies import base as policies
 from engine.request import FinishReason, Request, RequestError, SamplingParams
 from engine.server.tool_calls import CallArguments, CallEnd, CallStart, Content, ToolCallParser
 from engine.server.tool_formats import HERMES, ToolFormat, choose_tool_format, make_tool
+from engine.splices import JoinedPrompt, Splice
 from engine.tokenizer import Tokenizer
 from lang.backends.base import Backend, Call, Tags, TokenLogprob
 from lang.backends.scoring import Scoring, common_length
@@ -26,7 +27,7 @@ from lang.capabilities import Capabilities, Feature
 from lang.chat_style import NoStyle, style_of
 from lang.choices import ChoicesMethod
 from lang.hints import ConversationEnd, Hint, Pin, Prefetch, Unpin
-from lang.prompt import PLAIN, ChatStyle, Prompt, RoleMark
+from lang.prompt import PLAIN, BranchMark, ChatStyle, Piece, Prompt, RoleMark
 from lang.sampling import NAMES, Sampling
 from lang.tools import ToolCall
 
@@ -70,6 +71,11 @@ class EngineBackend(Backend):
         can't serve it."""
         grammar, parser = _grammar_of(sampling), None
         if sampling.tools:
+            if prompt.has_joined_branches:
+                raise RequestError(
+                    "tools behind join('concate_and_append') aren't served: they are told at the prompt's beginning, "
+                    "which the branches didn't see: use join() and add the branches' texts"
+                )
             use = _ToolUse(sampling, self._chat.tool_format)
             prompt, grammar, parser = use.told(prompt), use.grammar, use.parser
         values = {name: getattr(sampling, name) for name in _SHARED}
@@ -78,7 +84,8 @@ class EngineBackend(Backend):
         params = SamplingParams(grammar=grammar, **values)
         call = Call(name=name, prompt=prompt.text(self.style), request=prompt, tags=tags)
         ends = [_pattern(text) for text in sampling.stop_regex]
-        call.requests = self.engine.add(self._chat.encode(prompt, call.prompt), params, **_placed(tags))
+        asked, splices = self._chat.asked(prompt, call.prompt)
+        call.requests = self.engine.add(asked, params, splices=splices, **_placed(tags))
         if ends:
             self._ends[call] = [_RegexEnd(self._follow(request), ends) for request in call.requests]
         return self._queue(call, parser)
@@ -95,12 +102,12 @@ class EngineBackend(Backend):
         if tokenizer is None:
             raise RequestError("select needs an engine with a tokenizer: its choices are text")
         text = prompt.text(self.style)
-        alone = self._chat.tokens(prompt, text)
-        joined = [self._chat.tokens(prompt + Prompt((choice,)), text + choice) for choice in choices]
+        alone, splices = self._chat.laid_out_tokens(prompt, text)
+        joined = [self._chat.laid_out_tokens(prompt + Prompt((choice,)), text + choice)[0] for choice in choices]
         start = max(1, min(common_length(alone, tokens) for tokens in joined))
         if any(len(tokens) <= start for tokens in joined):
             raise RequestError(f"select after the prompt {text!r:.40}: a choice's first token has nothing before it")
-        prompts = [(tokens, start) for tokens in joined]
+        prompts = [(tokens, start, splices) for tokens in joined]
         if method.needs_unconditional:
             before = list(tokenizer.encode(""))
             if not before:
@@ -108,13 +115,13 @@ class EngineBackend(Backend):
                     f"choices_method={method.name!r} needs a token to begin with, and this model's tokenizer adds "
                     "none; use token_length_normalized"
                 )
-            prompts += [(before + tokens[start:], len(before)) for tokens in joined]
+            prompts += [(before + tokens[start:], len(before), ()) for tokens in joined]
         call = Call(name=name, prompt=text, request=prompt, tags=tags)
         placed = _placed(tags._replace(siblings=tags.siblings * len(prompts)))
         try:
-            for tokens, first in prompts:
+            for tokens, first, spliced in prompts:
                 params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=first)
-                call.requests += self.engine.add(tokens, params, **placed)
+                call.requests += self.engine.add(tokens, params, splices=spliced, **placed)
         except RequestError:
             for request in call.requests:
                 self.engine.abort(request)
@@ -152,6 +159,7 @@ class EngineBackend(Backend):
     def commit(self, prompt: Prompt, tags: Tags) -> int | None:
         """Computes the prefix, unless it is cached. One that can't be is left to the calls that begin with it, which
         say why."""
+        prompt = prompt.ordinary  # what is computed on top of joined branches is never cached
         with contextlib.suppress(ValueError):
             tokens = self._chat.encode(prompt, prompt.text(self.style))
             return self.engine.add(tokens, SamplingParams(max_tokens=0), **_placed(tags))[0].id
@@ -163,7 +171,7 @@ class EngineBackend(Backend):
         if isinstance(hint, ConversationEnd):
             self.engine.hint(policies.ConversationEnd(hint.id))
             return
-        tokens = self._prefix_tokens(hint.prefix)
+        tokens = self._prefix_tokens(hint.prefix.ordinary)
         if not tokens:
             return
         match hint:
@@ -337,6 +345,83 @@ class _Chat:
         head = () if bos and text.startswith(bos) else self._head
         return [*head, *self._control.encode(marked)]
 
+    def asked(self, prompt: Prompt, text: str) -> tuple[str | list[int], tuple[Splice, ...]]:
+        """For the engine, with the branches that are joined by their KV."""
+        if not prompt.has_joined_branches:
+            return self.encode(prompt, text), ()
+        return self.laid_out_tokens(prompt, text)
+
+    def laid_out_tokens(self, prompt: Prompt, text: str) -> tuple[list[int], tuple[Splice, ...]]:
+        if not prompt.has_joined_branches:
+            return self.tokens(prompt, text), ()
+        laid = self.laid_out(prompt)
+        return laid.tokens, tuple(laid.splices)
+
+    def laid_out(self, prompt: Prompt) -> JoinedPrompt:
+        """The prompt's tokens, with branches that are joined by their KV as they were served alone.
+
+        Where a branch's first token lies over the fork, its own text is read anew behind the tokens before the fork.
+        """
+        laid, pending = JoinedPrompt(), list[Piece]()
+        pieces = iter(prompt.pieces)
+        for piece in pieces:
+            if isinstance(piece, BranchMark):
+                self._flush(laid, pending)
+                own = list(_to_end_of_branch(pieces))
+                self._join(laid, Prompt(piece.prefix), Prompt.of(own))
+            else:
+                pending.append(piece)
+        self._flush(laid, pending)
+        return laid
+
+    def _flush(self, laid: JoinedPrompt, pending: list[Piece]) -> None:
+        if pending:
+            prompt = Prompt.of(pending)
+            first = not laid.tokens
+            laid.append(self.tokens(prompt, prompt.text(self.style)) if first else self._going_on(prompt.pieces))
+            pending.clear()
+
+    def _join(self, laid: JoinedPrompt, prefix: Prompt, own: Prompt) -> None:
+        """Raises RequestError for a fork that lies inside a token of what follows it."""
+        before, branch = self.laid_out(prefix), self.laid_out(prefix + own)
+        fork = len(before.tokens)
+        if branch.tokens[:fork] != before.tokens:
+            branch = before.copy()
+            for piece in own.pieces:
+                if isinstance(piece, BranchMark):
+                    raise RequestError(
+                        "join('concate_and_append') inside a branch whose first token lies over its fork isn't served: "
+                        "end the text before the fork with a line or a word"
+                    )
+            branch.append(self._going_on(own.pieces))
+        if laid.tokens[:fork] != before.tokens:
+            raise RequestError(
+                "join('concate_and_append'): what was added to the parent since the fork makes one token with what "
+                "stands before the fork: end that with a line or a word, or join before adding to the parent"
+            )
+        laid.join([branch], fork)
+
+    def _going_on(self, pieces: Sequence[Piece]) -> list[int]:
+        """Tokens of text that isn't the prompt's beginning."""
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise RequestError("this engine has no tokenizer: prompts of text need one")
+        written: list[str] = []
+        for piece in pieces:
+            if isinstance(piece, RoleMark):
+                written.append((self.style.begin if piece.begins else self.style.end)[piece.role])
+            elif isinstance(piece, str):
+                written.append(self._control.mark(piece).value if self._control is not None else piece)
+
+        def encode(text: str) -> list[int]:
+            if self._control is not None:
+                return list(self._control.encode(text))
+            return list(tokenizer.encode(text, add_special_tokens=False))
+
+        border, text = encode("\n"), "".join(written)
+        joined = encode("\n" + text)
+        return joined[len(border) :] if joined[: len(border)] == border else encode(text)
+
     def tokens(self, prompt: Prompt, text: str) -> list[int]:
         encoded = self.encode(prompt, text)
         if isinstance(encoded, str):
@@ -375,6 +460,17 @@ class _ToolUse:
         if prompt.has_roles:
             return Prompt.of((RoleMark("system", True), description, end, *pieces))
         return Prompt.of((f"{description}\n\n", *pieces))
+
+
+def _to_end_of_branch(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """What stands in a branch, those joined in it included."""
+    depth = 1
+    for piece in pieces:
+        if isinstance(piece, BranchMark):
+            depth += 1 if piece.begins else -1
+        if not depth:
+            return
+        yield piece
 
 
 def _grammar_of(sampling: Sampling) -> Grammar | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lang.capabilities import Capabilities, Feature, NotServed
+from lang.capabilities import NO_KV, Capabilities, Feature, NotServed
 
 NAME = "Gemini's generateContent"
 _GONE = "Gemini's models take none from version 3 on: leave it out"
@@ -24,6 +24,7 @@ _MISSING = {
     Feature.MIN_TOKENS: "leave it out, or ask for a length in the prompt",
     Feature.IGNORE_EOS: "leave it out, or use EngineBackend",
     Feature.STOP_TOKEN_IDS: "use stop=[...] with their texts",
+    Feature.CONCATENATE: NO_KV,
     Feature.TOKEN_HEALING: "it needs token ids, so EngineBackend; or end the prompt with a whole word and no space",
     Feature.FORCED_OUTPUT: "replay needs token ids, so EngineBackend; or add the text itself to the prompt",
     Feature.HINTS: "the server decides alone what it keeps; nothing needs to be changed",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from lang.backends.openai_request import Extensions
-from lang.capabilities import Capabilities, Feature
+from lang.capabilities import NO_KV, Capabilities, Feature
 
 SelectBy = Literal["logprobs", "choice", "schema"]
 
 _EVERYWHERE = {
     Feature.STOP_REGEX: "use stop=[...] with the strings themselves",
     Feature.FORCED_OUTPUT: "replay needs token ids, so EngineBackend; or add the text itself to the prompt",
+    Feature.CONCATENATE: NO_KV,
     Feature.TOKEN_HEALING: "it needs token ids, so EngineBackend; or end the prompt with a whole word and no space",
     Feature.HINTS: "the server decides alone what it keeps; nothing needs to be changed",
 }

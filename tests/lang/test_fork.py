@@ -247,7 +247,6 @@ def test_a_joined_branch_is_closed():
     [
         (lambda s: s.fork(0), ValueError, "the number of branches, 1 or more"),
         (lambda s: s.fork(2).join("gather"), ValueError, "available: gather_variable, concate_and_append"),
-        (lambda s: s.fork(2).join("concate_and_append"), sgl.NotServed, r"use join\(\) and add"),
         (lambda s: s.fork(2).__iadd__(["a"]), ValueError, "a list of 1, but there are 2 branches"),
         (lambda s: s.fork(2).__setitem__(0, s), TypeError, "can't be replaced"),
     ],

@@ -429,6 +429,17 @@ def outcome(script, letter, n_tokens):
     return [(s[name], s.text()) for s, name in made], state.text(), len(backend.asked), state.speculation()
 
 
+def test_an_answer_that_was_cut_short_at_once_serves_nobody_else():
+    """The second gen begins where the answer does: the first one's value is empty, and no text stands between."""
+
+    @sgl.function(num_api_spec_tokens=1)
+    def program(s):
+        s += "<" + sgl.gen("x", stop="b", max_tokens=1) + sgl.gen("y", max_tokens=3)
+
+    state = program.run(backend=Letters(lambda text: "b"), temperature=0)
+    assert (state["x"], state["y"]) == ("", "bbb")
+
+
 @settings(max_examples=150, deadline=None)
 @given(script=SCRIPTS, n_tokens=st.integers(1, 24), salt=st.integers(0, 50), repeats=st.booleans())
 def test_any_greedy_program_reads_as_without_speculation(script, n_tokens, salt, repeats):

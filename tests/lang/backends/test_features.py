@@ -15,7 +15,7 @@ from lang.backends.features import BACKENDS, written
 from lang.backends.gemini import GeminiBackend
 from lang.backends.openai import OpenAIBackend
 from lang.capabilities import Feature, NotServed
-from lang.prompt import Image
+from lang.prompt import BranchMark, Image, Prompt
 from tests.lang.backends.conftest import HELLO, TEXT, Reply, ScriptedServer, chat_of, gen, needs_gemini, select
 from tests.lang.backends.test_failures import ANTHROPIC, OPENAI, WHOLE
 from tests.lang.backends.test_openai_chat import CITY, weather
@@ -68,6 +68,8 @@ def ask(backend: ApiBackend, feature: Feature) -> None:
         call = gen(backend, HELLO)
     elif feature is Feature.ASSISTANT_PREFIX:
         call = gen(backend, chat_of(("user", "Which city?"), "The city is"))
+    elif feature is Feature.CONCATENATE:
+        call = gen(backend, Prompt((BranchMark(True), BranchMark(False), *usual.pieces)))
     elif feature is Feature.IMAGES:
         call = gen(backend, asked_about("What is on ", Image(b"pixels", "image/png")))
     elif feature is Feature.SELECT:

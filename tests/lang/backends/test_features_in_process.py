@@ -75,6 +75,17 @@ def ask(backend: Backend, feature: Feature) -> None:
         backend.hint(hints.Prefetch(TEXT, 1), Tags())
         heard = backend.hints if isinstance(backend, MockBackend) else heard_by(backend)
         assert len(heard) == 1
+    elif feature is Feature.CONCATENATE:
+
+        @sgl.function
+        def joins(s: sgl.ProgramState) -> None:
+            s += "Root.\n"
+            forks = s.fork(2)
+            forks += "branch\n"
+            forks.join("concate_and_append")
+            s += sgl.gen("x", max_tokens=2)
+
+        assert joins.run(backend=backend).text().startswith("Root.\nbranch\nbranch\n")
     elif feature is Feature.STREAMING:
         state = asks.run((TEXT.text(),), {"max_tokens": 4, "ignore_eos": True}, backend=backend, stream=True)
         assert "".join(state.text_iter("x")) == state["x"]
