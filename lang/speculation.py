@@ -95,7 +95,7 @@ class LongAnswer:
         return len(goes_on) - len(asked)
 
     def part(self, start: int, sampling: Sampling, *, own: bool = False) -> Part:
-        """The value of a gen that begins at `start`; `own`: of the one that asked. Raises Unserved, also where it may be
+        """The value of a gen that begins at `start` (`own`: the one that asked). Raises Unserved, also where it may be
         longer than its max_tokens.
 
         Tokens aren't told one by one. A text has no more of them than UTF-8 bytes, nor than the whole answer has.

@@ -436,7 +436,7 @@ def test_an_answer_that_was_cut_short_at_once_serves_nobody_else():
     def program(s):
         s += "<" + sgl.gen("x", stop="b", max_tokens=1) + sgl.gen("y", max_tokens=3)
 
-    state = program.run(backend=Letters(lambda text: "b"), temperature=0)
+    state = program.run(backend=Letters(lambda _: "b"), temperature=0)
     assert (state["x"], state["y"]) == ("", "bbb")
 
 
