@@ -277,6 +277,7 @@ class Runner:
         runs: list[ProgramRun],
     ) -> Iterator[ProgramRun]:
         """Fills `runs`. Yields each run that must be over before it goes on, in the end all."""
+        limit = limit if outer.parallel else 1
         tags = self._tags_within(outer, program)
         together = Trunk((), n=min(limit or len(batch), len(batch)))
         for i, kwargs in enumerate(batch):
@@ -301,6 +302,12 @@ class Runner:
         if parent is not None and parent.finished:
             raise RuntimeError(f"program {parent.name!r} is over: it starts no others")
         args = program.check(kwargs)
+        parallel = program.parallel and (parent is None or parent.parallel)
+        if not parallel and program.is_async:
+            raise TypeError(
+                f"program {program.name!r} is async, so its calls can't be waited for where they are written "
+                "(parallel=False): await s.get(...) after each of them"
+            )
         tags = tags if tags.program else tags._replace(program=f"{program.name}-{self._started}")
         run = ProgramRun(
             name=tags.program,
@@ -310,6 +317,7 @@ class Runner:
             sampling=(parent.sampling if parent is not None else Sampling()).over(overrides(sampling or {})),
             started_at=self.backend.clock.now(),
             parent=parent,
+            parallel=parallel,
         )
         self._started += 1
         run.state = ProgramState(self, run)

@@ -39,7 +39,7 @@ class TracedState:
         if self.closed:
             raise RuntimeError(f"this {self.closed}: nothing can be added to it")
         self.tracer.check_here(self)
-        if isinstance(part, TracedState):
+        if not is_abstract(part) and isinstance(part, TracedState):
             self.tracer.check_here(part)
             self.tracer.add(Append, stream=self.stream, of=part.stream)
             return self

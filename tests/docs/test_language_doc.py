@@ -25,7 +25,7 @@ def no_default_backend() -> Iterator[None]:
 def test_the_snippets_run_in_order() -> None:
     names: dict[str, Any] = {"__name__": "snippet"}
     snippets = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 19
+    assert len(snippets) == 20
     for text in snippets:
         exec(compile(text, "docs/language.md", "exec", dont_inherit=True), names)
 
