@@ -14,7 +14,7 @@ from lang.coroutines import executing
 from lang.program_run import ProgramRun
 from lang.progress import progress
 from lang.runner import Runner
-from lang.sampling import NAMES, closest
+from lang.sampling import NAMES, Sampling, closest, overrides
 from lang.state import ProgramState
 from lang.tracing import current_tracer
 
@@ -62,6 +62,8 @@ class Program:
         self._signature = signature
         self._names = tuple(signature.parameters)[1:]
         self._own = frozenset(self._names)
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        self._plain = all(signature.parameters[name].kind in by_name for name in self._names)
 
     def __repr__(self) -> str:
         return f"<program {self.name}>"
@@ -146,6 +148,8 @@ class Program:
     def check(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """All arguments, bound ones too. Raises TypeError when the program can't be called with them."""
         arguments = {**self.bound, **kwargs} if self.bound else kwargs
+        if self._plain and arguments.keys() == self._own:
+            return arguments
         try:
             self._signature.bind(None, **arguments)
         except TypeError as error:
@@ -389,12 +393,13 @@ class Program:
     ) -> Iterator[ProgramRun]:
         """Each run as soon as it and those before it are done."""
         runner = Runner(backend or default_backend())
+        defaults = Sampling().over(overrides(sampling))  # once for all
         runs: list[ProgramRun] = []
         given = 0
 
         def start() -> None:
             while len(runs) < len(batch) and (limit is None or runner.active < limit):
-                runs.append(runner.start(self, batch[len(runs)], name=f"{self.name}-{len(runs)}", sampling=sampling))
+                runs.append(runner.start(self, batch[len(runs)], name=f"{self.name}-{len(runs)}", sampling=defaults))
 
         with progress(self.name, len(batch) if progress_bar else 0) as advance:
             with runner.together():
