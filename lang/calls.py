@@ -155,7 +155,7 @@ class Calls:
         speculation: Speculation | None,
     ) -> None:
         """Raises NotServed."""
-        prompt = Prompt(tuple("..." if isinstance(piece, Output) else piece for piece in prefix))
+        prompt = Prompt(tuple(["..." if isinstance(piece, Output) else piece for piece in prefix]))
         if isinstance(expr, Gen):
             asked = features_of(prompt, sampling if speculation is None else speculation.asked)
         else:

@@ -8,13 +8,13 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lang import async_runs
-from lang.abstract import is_abstract
+from lang.abstract import TraceError, at_line, is_abstract
 from lang.backends.base import Backend, Tags
 from lang.coroutines import executing
 from lang.program_run import ProgramRun
 from lang.progress import progress
 from lang.runner import Runner
-from lang.sampling import NAMES, closest
+from lang.sampling import NAMES, Sampling, closest, overrides
 from lang.state import ProgramState
 from lang.tracing import current_tracer
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from lang.graph.graph import Graph
     from lang.passes.base import Pass
 
-RESERVED = frozenset({"backend", "stream", "num_threads", "progress_bar", "generator_style", "num_api_spec_tokens"})
+RESERVED = frozenset(
+    {"backend", "stream", "num_threads", "progress_bar", "generator_style", "num_api_spec_tokens", "parallel"}
+)
 Item = Mapping[str, Any] | tuple[Any, ...] | list[Any]
 
 
@@ -52,12 +54,16 @@ class Program:
         self.__doc__ = fn.__doc__
         self.bound: Mapping[str, Any] = dict(bound or {})
         self.num_api_spec_tokens = _spec_tokens(0 if num_api_spec_tokens is None else num_api_spec_tokens)
+        self.parallel = True
+        """Calls of one run go side by side; False: each is waited for where it is written."""
         self._set_signature(inspect.signature(fn))
 
     def _set_signature(self, signature: inspect.Signature) -> None:
         self._signature = signature
         self._names = tuple(signature.parameters)[1:]
         self._own = frozenset(self._names)
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        self._plain = all(signature.parameters[name].kind in by_name for name in self._names)
 
     def __repr__(self) -> str:
         return f"<program {self.name}>"
@@ -84,7 +90,10 @@ class Program:
         inside = executing()
         if inside is None:
             return self.run(*args, **kwargs)
-        return inside[0].start_inside(inside[1], self, self._named(args, kwargs)).state
+        run = inside[0].start_inside(inside[1], self, self._named(args, kwargs))
+        if not inside[1].parallel:
+            inside[0].wait(run)
+        return run.state
 
     def bind(self, **kwargs: Any) -> Program:
         """The program with some of its arguments given. Those given again later go before these."""
@@ -139,6 +148,8 @@ class Program:
     def check(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """All arguments, bound ones too. Raises TypeError when the program can't be called with them."""
         arguments = {**self.bound, **kwargs} if self.bound else kwargs
+        if self._plain and arguments.keys() == self._own:
+            return arguments
         try:
             self._signature.bind(None, **arguments)
         except TypeError as error:
@@ -152,18 +163,22 @@ class Program:
         backend: Backend | None = None,
         stream: bool = False,
         num_api_spec_tokens: int | None = None,
+        parallel: bool = True,
         **kwargs: Any,
     ) -> ProgramState:
         """Runs it to its end. Keywords that aren't the program's own are defaults for its calls (temperature=0, ...).
 
         Raises what the program raises. stream: returns at once; the program goes on while its state is read, with
         `text_iter`, say, and what goes wrong is raised there. num_api_spec_tokens: in place of the program's own.
+        parallel=False: an ablation; each call, of programs that it runs too, is waited for where it is written. Raises
+        TypeError for that of an async program.
         """
         own, sampling = self._split(self._named(args, kwargs))
         tracer = current_tracer()
         if tracer is not None:
+            _refuse_sequential(self, parallel)
             return tracer.call(self, own, sampling, awaited=not stream)  # type: ignore[return-value]
-        program = self._speculating(num_api_spec_tokens)
+        program = self._as_told(num_api_spec_tokens, parallel)
         if stream:
             return program._start(own, sampling, backend).state
         (run,) = program._runs([own], sampling, backend, limit=None, progress_bar=False)
@@ -187,7 +202,7 @@ class Program:
         tracer = current_tracer()
         if tracer is not None:
             return tracer.call(self, own, sampling, awaited=not stream)  # type: ignore[return-value]
-        chosen, program = _backend_here(backend), self._speculating(num_api_spec_tokens)
+        chosen, program = _backend_here(backend), self._as_told(num_api_spec_tokens)
         if stream:
             return async_runs.started(program, own, sampling, chosen).state
         return (await async_runs.one(program, own, sampling, chosen)).state
@@ -235,7 +250,7 @@ class Program:
         """
         items, defaults, limit = self._batch(batch, num_threads, sampling)
         runs = async_runs.each(
-            self._speculating(num_api_spec_tokens), items, defaults, _backend_here(backend), limit, progress_bar
+            self._as_told(num_api_spec_tokens), items, defaults, _backend_here(backend), limit, progress_bar
         )
         states = (run.state async for run in runs)
         return states if generator_style else _all_of(states)
@@ -250,6 +265,7 @@ class Program:
         progress_bar: bool = False,
         generator_style: Literal[False] = False,
         num_api_spec_tokens: int | None = None,
+        parallel: bool = True,
         **sampling: Any,
     ) -> list[ProgramState]: ...
 
@@ -263,6 +279,7 @@ class Program:
         progress_bar: bool = False,
         generator_style: Literal[True],
         num_api_spec_tokens: int | None = None,
+        parallel: bool = True,
         **sampling: Any,
     ) -> Iterator[ProgramState]: ...
 
@@ -275,6 +292,7 @@ class Program:
         progress_bar: bool = False,
         generator_style: bool = False,
         num_api_spec_tokens: int | None = None,
+        parallel: bool = True,
         **sampling: Any,
     ) -> list[ProgramState] | Iterator[ProgramState]:
         """Runs it once for each of `batch` (dicts, or tuples in the order of its arguments), together.
@@ -283,13 +301,15 @@ class Program:
         run that fails doesn't stop the others: its `state.error()` says why, and reading its variables raises.
         `num_threads`: programs at a time ("auto": all, the backend queues). There are no threads; the name is SGLang's.
         What all first calls begin with is cached before they are sent. num_api_spec_tokens: in place of the program's.
+        parallel=False: as in `run`; programs of the batch still go side by side.
         """
         items, defaults, limit = self._batch(batch, num_threads, sampling)
         tracer = current_tracer()
         if tracer is not None:
+            _refuse_sequential(self, parallel)
             traced = [tracer.call(self, item, defaults, awaited=False) for item in items]
             return iter(traced) if generator_style else traced  # type: ignore[return-value]
-        program = self._speculating(num_api_spec_tokens)
+        program = self._as_told(num_api_spec_tokens, parallel)
         states = (run.state for run in program._runs(items, defaults, backend, limit, progress_bar))
         return states if generator_style else list(states)
 
@@ -305,11 +325,14 @@ class Program:
         items = [self._item(i, item) for i, item in enumerate(batch)]
         return items, defaults, num_threads if isinstance(num_threads, int) else None
 
-    def _speculating(self, num_api_spec_tokens: int | None) -> Program:
-        if num_api_spec_tokens is None:
+    def _as_told(self, num_api_spec_tokens: int | None, parallel: bool = True) -> Program:
+        """With what a run sets in place of the program's own."""
+        if num_api_spec_tokens is None and parallel:
             return self
         program = copy(self)
-        program.num_api_spec_tokens = _spec_tokens(num_api_spec_tokens)
+        program.parallel = parallel
+        if num_api_spec_tokens is not None:
+            program.num_api_spec_tokens = _spec_tokens(num_api_spec_tokens)
         return program
 
     def _item(self, i: int, item: Item) -> Mapping[str, Any]:
@@ -370,12 +393,13 @@ class Program:
     ) -> Iterator[ProgramRun]:
         """Each run as soon as it and those before it are done."""
         runner = Runner(backend or default_backend())
+        defaults = Sampling().over(overrides(sampling))  # once for all
         runs: list[ProgramRun] = []
         given = 0
 
         def start() -> None:
             while len(runs) < len(batch) and (limit is None or runner.active < limit):
-                runs.append(runner.start(self, batch[len(runs)], name=f"{self.name}-{len(runs)}", sampling=sampling))
+                runs.append(runner.start(self, batch[len(runs)], name=f"{self.name}-{len(runs)}", sampling=defaults))
 
         with progress(self.name, len(batch) if progress_bar else 0) as advance:
             with runner.together():
@@ -392,6 +416,15 @@ class Program:
         if inside is not None and backend in (None, inside[0].backend):
             return inside[0].start_inside(inside[1], self, kwargs, sampling)
         return Runner(backend or default_backend()).start(self, kwargs, sampling=sampling)
+
+
+def _refuse_sequential(program: Program, parallel: bool) -> None:
+    """Raises TraceError."""
+    if not parallel:
+        raise TraceError(
+            f"{at_line()}: {program.name}.run(parallel=False) has no place in a graph: run the whole compiled program "
+            "with parallel=False"
+        )
 
 
 def _spec_tokens(given: object) -> int:

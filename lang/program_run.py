@@ -59,6 +59,8 @@ class ProgramRun:
     parent: ProgramRun | None = None
     children: list[ProgramRun] = field(default_factory=list)
     """The programs it ran."""
+    parallel: bool = True
+    """False: each call is waited for where it is written."""
     kin: Trunk | None = None
     """Its first call is made together with those of others."""
     outputs: list[Output] = field(default_factory=list)

@@ -97,6 +97,9 @@ class Prompt:
     @classmethod
     def of(cls, pieces: Iterable[Piece]) -> Prompt:
         """Neighbouring texts are joined, empty ones left out."""
+        pieces = tuple(pieces)
+        if len(pieces) == 1 and pieces[0]:
+            return cls(pieces)
         return cls(tuple(_joined(pieces)))
 
     def __add__(self, other: Prompt) -> Prompt:
@@ -147,6 +150,8 @@ class Prompt:
 
     def text(self, style: ChatStyle = PLAIN, image: str = "<image>") -> str:
         """All of it as text; `image` stands for a picture."""
+        if len(self.pieces) == 1 and isinstance(self.pieces[0], str):
+            return self.pieces[0]
         return "".join(part if isinstance(part, str) else image for part in self.render(style))
 
     def messages(self) -> tuple[Message, ...]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ProgramRun", "Runner", "executing"]
 
+_DEFAULTS = Sampling()
+
 
 class Runner:
     """Starts programs on a backend, steps it and wakes the programs whose answers came. One thread only."""
@@ -61,12 +63,12 @@ class Runner:
         conversation: str = "",
         namespace: str = "",
         priority: int = 0,
-        sampling: Mapping[str, Any] | None = None,
+        sampling: Mapping[str, Any] | Sampling | None = None,
     ) -> ProgramRun:
         """Runs the program until it first waits. `due`: when it should have started, seconds (default: now).
 
-        `sampling` holds defaults for its calls. Raises TypeError for arguments that the program doesn't take;
-        what goes wrong inside the program is in `ProgramRun.error`.
+        `sampling` holds defaults for its calls, or is all of them. Raises TypeError for arguments that the program
+        doesn't take; what goes wrong inside the program is in `ProgramRun.error`.
         """
         inside = executing()
         if inside is not None and inside[0] is self:
@@ -277,6 +279,7 @@ class Runner:
         runs: list[ProgramRun],
     ) -> Iterator[ProgramRun]:
         """Fills `runs`. Yields each run that must be over before it goes on, in the end all."""
+        limit = limit if outer.parallel else 1
         tags = self._tags_within(outer, program)
         together = Trunk((), n=min(limit or len(batch), len(batch)))
         for i, kwargs in enumerate(batch):
@@ -295,21 +298,29 @@ class Runner:
         program: Program,
         kwargs: Mapping[str, Any],
         tags: Tags,
-        sampling: Mapping[str, Any] | None,
+        sampling: Mapping[str, Any] | Sampling | None,
         parent: ProgramRun | None = None,
     ) -> ProgramRun:
         if parent is not None and parent.finished:
             raise RuntimeError(f"program {parent.name!r} is over: it starts no others")
         args = program.check(kwargs)
+        parallel = program.parallel and (parent is None or parent.parallel)
+        if not parallel and program.is_async:
+            raise TypeError(
+                f"program {program.name!r} is async, so its calls can't be waited for where they are written "
+                "(parallel=False): await s.get(...) after each of them"
+            )
         tags = tags if tags.program else tags._replace(program=f"{program.name}-{self._started}")
+        over = parent.sampling if parent is not None else _DEFAULTS
         run = ProgramRun(
             name=tags.program,
             program=program,
             args=args,
             tags=tags,
-            sampling=(parent.sampling if parent is not None else Sampling()).over(overrides(sampling or {})),
+            sampling=sampling if isinstance(sampling, Sampling) else over.over(overrides(sampling or {})),
             started_at=self.backend.clock.now(),
             parent=parent,
+            parallel=parallel,
         )
         self._started += 1
         run.state = ProgramState(self, run)

@@ -241,6 +241,8 @@ class ProgramState:
         kin, self._kin = self._kin, None
         output = self._runner.calls.submit(self._run, expr, self._prefix(), where, self._trunk, kin, source, self._last)
         self._add_output(output)
+        if not self._run.parallel:
+            self._runner.wait(output)
         return output
 
     def _add_settled(self, expr: Gen | Select, text: str) -> Output:

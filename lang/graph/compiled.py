@@ -86,10 +86,13 @@ class CompiledProgram(Program):
         return made
 
     def _run_graph(self, s: ProgramState, /, *args: Any, **kwargs: Any) -> Any:
-        bound = self._signature.bind(s, *args, **kwargs)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        arguments.pop("s")
+        if self._plain and not args and kwargs.keys() == self._own:
+            arguments = kwargs
+        else:
+            bound = self._signature.bind(s, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = dict(bound.arguments)
+            arguments.pop("s")
         if not isinstance(s, ProgramState):  # a program that calls this one is traced: it becomes part of that graph
             return finished(traceable(self.source.fn)(s, **arguments))
         return Execution(self.graph_of(arguments), s, arguments).run()

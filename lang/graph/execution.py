@@ -13,7 +13,6 @@ from typing import Any
 from lang.graph.environment import Environment, outputs_in
 from lang.graph.graph import Graph
 from lang.graph.ops import Cond, Loop, Operation, Region
-from lang.graph.order import predecessors
 from lang.graph.perform import perform
 from lang.output import FirstOf, Output
 from lang.state import ProgramState
@@ -30,7 +29,7 @@ class Walk:
         self.after = after
         """Goes on when all of this is done."""
         self.n_left = len(region.ops)
-        before = predecessors(region.ops)
+        before = region.before
         self.tasks = {op.id: _Task(op, self, (*key, op.id), len(before[op.id])) for op in region.ops}
         for op in region.ops:
             for other in before[op.id]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
@@ -222,6 +223,13 @@ class Prefetch(Operation):
 
 class Region(Model):
     ops: tuple[AnyOperation, ...] = ()
+
+    @cached_property
+    def before(self) -> Mapping[int, frozenset[int]]:
+        """Of each operation: those of the region that come before it (see `predecessors`)."""
+        from lang.graph.order import predecessors
+
+        return predecessors(self.ops)
 
 
 class _Control(Operation):

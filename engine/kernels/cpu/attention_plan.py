@@ -106,7 +106,8 @@ def make_plan(spans: Sequence[Span], groups: Sequence[Group] = (), window: int |
     covered = [0] * len(spans)
     contexts: list[Context] = []
     for group in groups if window is None else ():
-        contexts.append(Context(at[group.a], at[group.b], spans[group.a].slots(0, group.n_tokens)))
+        if at[group.a] < at[group.b]:  # in the last layer, perhaps none of them has a query
+            contexts.append(Context(at[group.a], at[group.b], spans[group.a].slots(0, group.n_tokens)))
         covered[group.a : group.b] = [group.n_tokens] * (group.b - group.a)
     causal: list[_Part] = []
     single: list[_Part] = []

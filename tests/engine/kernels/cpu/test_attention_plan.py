@@ -67,6 +67,13 @@ def test_each_query_sees_each_of_its_keys_once(data: st.DataObject) -> None:
         assert found == Counter(keys.tolist())
 
 
+def test_a_group_without_queries_reads_nothing() -> None:
+    spans = [Span(8, 8, np.arange), Span(8, 8, np.arange), Span(3, 5, np.arange)]
+    plan = make_plan(spans, [Group(0, 2, 8)])
+    assert plan.contexts == (), "PyTorch's kernel ends the process where there is no query"
+    assert plan.n_queries == 2
+
+
 def test_little_of_a_batch_is_padding() -> None:
     lengths = [3, 100, 5, 97, 90, 4, 101]
     spans = [Span(n - 1, n, lambda a, b: np.arange(a, b)) for n in lengths]
