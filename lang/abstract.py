@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import sys
 from typing import Any
 
-_HERE = (os.path.dirname(__file__) + os.sep, contextlib.__file__)
-"""`with s.user():` comes by way of contextlib."""
+_HERE = os.path.dirname(__file__) + os.sep
+_PYTHON = os.path.dirname(os.__file__) + os.sep
 
 
 class TraceError(TypeError):
@@ -50,8 +50,20 @@ def at_line() -> str:
 
 
 def caller() -> tuple[str, int]:
-    """The line outside of this package that is being executed."""
+    """The line that is being executed, outside of this package and of Python's own library: `with s.user():` comes by
+    way of contextlib."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+    while frame.f_back is not None and _is_ours_or_pythons(frame.f_code.co_filename):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_ours_or_pythons(path: str) -> bool:
+    return path.startswith(_HERE) or (path.startswith(_PYTHON) and "site-packages" not in path)
+
+
+@functools.lru_cache(maxsize=1024)
+def is_authors(path: str) -> bool:
+    """A file of programs: not Python's, an installed package's, or one of this package."""
+    return not path.startswith((_HERE, _PYTHON)) and "site-packages" not in path

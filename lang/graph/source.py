@@ -1,8 +1,8 @@
 """F-strings and `"...".join(...)` of a program, made to hold values that aren't known yet.
 
 Python makes a string of every f-string at once, whatever is in it. So a program that is traced is compiled anew from
-its source, with each f-string and each call of a `join` put through a function that knows the values of a trace. Lines
-stay where they are.
+its source, with each f-string and each call of a `join` put through a function that knows the values of a trace. So is
+what Python decides without asking the values: `is`, `type(...)`, `match`. Lines stay where they are.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import os
 import textwrap
 import types
 from collections.abc import Callable
 from typing import Any
 
-from lang.abstract import is_abstract
+from lang.abstract import TraceError, at_line, is_abstract, is_authors
 from lang.graph.values import Value, formatted, text
 
 _FUNCTION = "__lang_function__"
 _TEXT, _JOIN, _CALL = "__lang_text__", "__lang_join__", "__lang_call__"
+_IS, _MATCHED = "__lang_is__", "__lang_matched__"
+_OURS = (_TEXT, _JOIN, _CALL, _IS, _MATCHED)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -47,7 +48,7 @@ def _code_of(code: types.CodeType, name: str) -> types.CodeType | None:
     found = strings.visit(found)
     if not strings.changed:
         return None
-    free = [ast.arg(arg=one) for one in (*code.co_freevars, _TEXT, _JOIN, _CALL)]
+    free = [ast.arg(arg=one) for one in (*code.co_freevars, *_OURS)]
     outer = ast.FunctionDef(
         name="__outer__",
         args=ast.arguments(posonlyargs=[], args=free, kwonlyargs=[], kw_defaults=[], defaults=[]),
@@ -64,8 +65,6 @@ def _code_of(code: types.CodeType, name: str) -> types.CodeType | None:
     return inner.replace(co_name=code.co_name, co_qualname=code.co_qualname)
 
 
-_HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_PYTHON = os.path.dirname(os.__file__) + os.sep
 _FUTURE = 0x1000000
 """`from __future__ import annotations`."""
 
@@ -98,6 +97,20 @@ class _Strings(ast.NodeTransformer):
             node.func = ast.copy_location(ast.Call(ast.Name(_CALL, ast.Load()), [method], []), method)
         return node
 
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        if len(node.ops) != 1 or not isinstance(node.ops[0], ast.Is | ast.IsNot):
+            return node
+        self.changed = True
+        same: ast.expr = ast.Call(ast.Name(_IS, ast.Load()), [node.left, node.comparators[0]], [])
+        return ast.copy_location(ast.UnaryOp(ast.Not(), same) if isinstance(node.ops[0], ast.IsNot) else same, node)
+
+    def visit_Match(self, node: ast.Match) -> ast.AST:
+        self.generic_visit(node)
+        self.changed = True
+        node.subject = ast.copy_location(ast.Call(ast.Name(_MATCHED, ast.Load()), [node.subject], []), node.subject)
+        return node
+
 
 def _text(*parts: Any) -> Any:
     """What an f-string gives: of texts, and (value, conversion, format) triples."""
@@ -122,30 +135,55 @@ def _join(joiner: Any, parts: Any) -> Any:
     return text(tracer, tuple(between))
 
 
+def _is(a: Any, b: Any) -> bool:
+    """`a is b`. Raises TraceError where that can't be said of what a value will be: `x is None`, say."""
+    if a is b:
+        return True
+    for value in (a, b):
+        if is_abstract(value):
+            raise TraceError(
+                f"{at_line()}: what {value._told()} is isn't known while the program is traced: use ==, with "
+                f"lang.cond(s, value, then, otherwise), or {value._way()}"
+            )
+    return False
+
+
+def _matched(subject: Any) -> Any:
+    """What a match statement looks at. Raises TraceError for what isn't known."""
+    for value in subject if type(subject) in (tuple, list) else (subject,):
+        if is_abstract(value):
+            raise TraceError(
+                f"{at_line()}: which case {value._told()} matches isn't known while the program is traced: use "
+                f"lang.switch(s, value, cases, otherwise), or {value._way()}"
+            )
+    return subject
+
+
+def _type(*args: Any, **kwargs: Any) -> Any:
+    """`type`, which would give the class of what stands for a value."""
+    return args[0].__class__ if len(args) == 1 and is_abstract(args[0]) else type(*args, **kwargs)
+
+
 def _callee(called: Any) -> Any:
     """What is called in place of `called`: a function that the program's author wrote is made traceable too."""
-    if type(called) is not types.FunctionType or not _is_authors(called.__code__.co_filename):
+    if called is type:
+        return _type
+    if type(called) is not types.FunctionType or not is_authors(called.__code__.co_filename):
         return called
     return traceable(called)
-
-
-@functools.lru_cache(maxsize=1024)
-def _is_authors(path: str) -> bool:
-    """Not Python's, an installed package's, or this one's."""
-    return not path.startswith((_HERE, _PYTHON)) and "site-packages" not in path
 
 
 def traceable(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, whose f-strings and joins may hold the values of a trace."""
     if not isinstance(function, types.FunctionType):
         return function
-    if {_TEXT, _JOIN, _CALL} & set(function.__code__.co_freevars):  # made inside of one that is so already
+    if set(_OURS) & set(function.__code__.co_freevars):  # made inside of one that is so already
         return function
     code = _code_of(function.__code__, function.__name__)
     if code is None:
         return function
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
-    cells |= {_TEXT: types.CellType(_text), _JOIN: types.CellType(_join), _CALL: types.CellType(_callee)}
+    cells |= {name: types.CellType(ours) for name, ours in zip(_OURS, (_text, _join, _callee, _is, _matched))}
     closure = tuple(cells[name] for name in code.co_freevars)
     made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     made.__kwdefaults__ = function.__kwdefaults__

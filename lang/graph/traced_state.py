@@ -71,6 +71,7 @@ class TracedState:
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
         self.tracer.check_here(self)
+        _check_name(name)
         self.tracer.add(Scope, stream=self.stream, name=name, begins=True)
         self.scopes.append(name)
         yield
@@ -169,6 +170,7 @@ class TracedState:
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.tracer.check_here(self)
+        _check_name(name)
         self.tracer.add(Set, stream=self.stream, name=name, value=expression_of(value))
         self.names.put(name, Held(value))
 
@@ -269,7 +271,8 @@ class TracedGroup:
         if mode not in JOINS:
             raise ValueError(f"unknown mode {mode!r} of join; available: {', '.join(JOINS)}")
         parent = self._parent
-        parent.tracer.check_here(parent)
+        for state in (parent, *self._branches):
+            parent.tracer.check_here(state)
         streams = tuple(branch.stream for branch in self._branches)
         parent.tracer.add(Join, stream=parent.stream, fork=self._fork, branches=streams, mode=mode)
         known: dict[str, list[Known] | None] = {}
@@ -285,6 +288,14 @@ class TracedGroup:
                 parent.names.put(name, DATA if kinds is None else Listed(tuple(kinds)))
         for branch in self._branches:
             branch.closed = "branch was joined"
+
+
+def _check_name(name: Any) -> None:
+    if is_abstract(name):
+        raise TraceError(
+            f"{at_line()}: the name of a variable or scope is {name._told()}, but it must be known while the program "
+            f"is traced: use lang.switch(...), or {name._way()}"
+        )
 
 
 def _part(piece: object) -> Expression:

@@ -11,6 +11,7 @@ from lang.abstract import TraceError, at_line, is_abstract
 from lang.graph.expressions import Argument, Expression, Result, Round, results_in
 from lang.graph.functions import BUILTIN, path_of
 from lang.graph.graph import Graph
+from lang.graph.held import held_by, same
 from lang.graph.known import Names
 from lang.graph.ops import Apply, Cond, End, Loop, Operation, Start, region_of
 from lang.graph.source import traceable
@@ -200,7 +201,7 @@ class Tracer:
     def _region(self, functions: list[Callable[..., Any] | None]) -> Iterator[list[Operation]]:
         """What is noted within stands alone; values and states made there end with it."""
         outside, visible, states = self._ops, set(self._visible), list(self._states)
-        held = [_held_by(function) for function in functions]
+        held = [held_by(function) for function in functions]
         roles = [(one, one.role, len(one.scopes)) for one in states]
         self._ops = []
         try:
@@ -213,7 +214,7 @@ class Tracer:
                     f"{at_line()}: a role or scope begins inside a cond or loop and ends outside, or the reverse"
                 )
         for function, was in zip(functions, held):
-            changed = [name for name, now in _held_by(function).items() if name in was and not _same(was[name], now)]
+            changed = [name for name, now in held_by(function).items() if name in was and not same(was[name], now)]
             if changed and function is not None:
                 raise TraceError(
                     f"{at_line()}: {changed[0]!r} is changed inside a cond or loop, which a graph can't follow: keep "
@@ -240,29 +241,6 @@ def finished(returned: Any) -> Any:
     raise TraceError(
         f"{at_line()}: the program awaits something that isn't a value of its own: a graph can't wait for that"
     )
-
-
-def _held_by(function: Callable[..., Any] | None) -> dict[str, Any]:
-    """What a function's closure holds, lists and dicts one level deep."""
-    code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
-    held: dict[str, Any] = {}
-    for name, cell in zip(code.co_freevars if code is not None else (), closure):
-        try:
-            value = cell.cell_contents
-        except ValueError:
-            continue
-        if type(value) in (list, set):
-            value = list(value)
-        elif type(value) is dict:
-            value = [*value.keys(), *value.values()]
-        held[name] = value
-    return held
-
-
-def _same(a: Any, b: Any) -> bool:
-    if type(a) is list and type(b) is list:
-        return len(a) == len(b) and all(x is y for x, y in zip(a, b))
-    return a is b
 
 
 def trace(program: Program, given: Mapping[str, Any], sampling: Mapping[str, Any] | None = None) -> Graph:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from lang.abstract import Abstract, TraceError, at_line, is_abstract
+from lang.abstract import is_abstract
 from lang.graph.expressions import (
     Argument,
     Constant,
@@ -24,6 +24,7 @@ from lang.graph.expressions import (
     converted,
     joined,
 )
+from lang.graph.unknown import Unknown
 from lang.prompt import Image
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _STR_METHODS = frozenset(name for name in dir(str) if not name.startswith("_"))
 _JSON = TypeAdapter(JsonValue)
 
 
-class Value(Abstract):
+class Value(Unknown):
     """Can be written into a prompt, formatted, compared and computed with: all of it happens when the program runs."""
 
     __slots__ = ("_tracer", "expression", "is_text", "what")
@@ -44,9 +45,6 @@ class Value(Abstract):
         self.expression = expression
         self.what = what
         self.is_text = is_text
-
-    def __repr__(self) -> str:
-        return f"<{self.what}, known when the program runs>"
 
     def _told(self) -> str:
         return self.what
@@ -78,7 +76,9 @@ class Value(Abstract):
                 return self._computed(f"str.{name}", (self, *args), kwargs, is_text=name in _GIVE_TEXT)
 
             return method
-        raise AttributeError(f"{at_line()}: {self.what} has no {name!r} while the program is traced; {self._way()}")
+        if name.startswith("__"):  # Python asks whether it can be copied, say
+            raise AttributeError(name)
+        return self._refused(f"{name!r} of {self.what}")
 
     # ---- computations
 
@@ -97,6 +97,8 @@ class Value(Abstract):
 
     def __ne__(self, other: object) -> Any:
         return self._computed("operator.ne", (self, other))
+
+    __hash__ = Unknown.__hash__
 
     def __lt__(self, other: object) -> Any:
         return self._computed("operator.lt", (self, other))
@@ -126,62 +128,6 @@ class Value(Abstract):
         if type(at) is slice:
             return self._computed("lang.slice", (self, at.start, at.stop, at.step), is_text=self.is_text)
         return self._computed("operator.getitem", (self, at), is_text=self.is_text)
-
-    # ---- what nobody knows yet
-
-    def __bool__(self) -> NoReturn:
-        raise TraceError(
-            f"{at_line()}: whether {self.what} is true isn't known while the program is traced: "
-            f"use lang.cond(s, value, then, otherwise) or lang.loop(s, body, until=..., limit=...), or {self._way()}"
-        )
-
-    def __contains__(self, _: object) -> NoReturn:
-        raise TraceError(
-            f"{at_line()}: what is in {self.what} isn't known while the program is traced: use "
-            "lang.apply(operator.contains, value, part) in lang.cond(...)"
-        )
-
-    def _unknown(self, asked: str) -> NoReturn:
-        raise TraceError(f"{at_line()}: {asked} of {self.what} isn't known while the program is traced; {self._way()}")
-
-    def __len__(self) -> NoReturn:
-        self._unknown("the length")
-
-    def __iter__(self) -> Iterator[Any]:
-        self._unknown("what is to be iterated over")
-
-    def __str__(self) -> NoReturn:
-        self._unknown("the text")
-
-    def __format__(self, _: str) -> NoReturn:
-        raise TraceError(
-            f"{at_line()}: {self.what} isn't known while the program is traced, so that no string can hold it: add "
-            "it to the prompt by itself (s += 'text' + value), or write the f-string in the program's own source"
-        )
-
-    def _unknown_number(self, kind: str) -> NoReturn:
-        raise TraceError(
-            f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply({kind}, value)"
-        )
-
-    def __int__(self) -> NoReturn:
-        raise TraceError(
-            f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply(int, value)"
-        )
-
-    def __float__(self) -> NoReturn:
-        raise TraceError(
-            f"{at_line()}: {self.what} isn't known while the program is traced: use lang.apply(float, value)"
-        )
-
-    def __index__(self) -> NoReturn:
-        self._unknown("the number")
-
-    def __hash__(self) -> int:
-        raise TraceError(
-            f"{at_line()}: {self.what} can't be looked up while the program is traced: use lang.switch(...), or "
-            "lang.apply(function, value) with a function that looks it up"
-        )
 
 
 _GIVE_TEXT = frozenset(
