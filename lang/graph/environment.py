@@ -49,6 +49,8 @@ class Environment:
         """As they are held: perhaps still to come."""
         self.rounds: dict[int, int] = {}
         """Of the loops around."""
+        self.failures: dict[ProgramState, Exception] = outer.failures if outer is not None else {}
+        """Of called programs that failed alone."""
         self.answered: set[int] = outer.answered if outer is not None else set()
         """Calls that others have answered."""
 

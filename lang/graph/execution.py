@@ -12,7 +12,7 @@ from typing import Any
 
 from lang.graph.environment import Environment, outputs_in
 from lang.graph.graph import Graph
-from lang.graph.ops import Cond, Loop, Operation, Region
+from lang.graph.ops import Cond, Loop, Operation, Region, Start
 from lang.graph.perform import perform
 from lang.output import FirstOf, Output
 from lang.state import ProgramState
@@ -24,8 +24,14 @@ Key = tuple[int, ...]
 class Walk:
     """One region under way: of the program, of a branch that was taken, of one round of a loop."""
 
-    def __init__(self, region: Region, environment: Environment, key: Key, after: _Task | None) -> None:
+    def __init__(
+        self, region: Region, environment: Environment, key: Key, after: _Task | None, alone: tuple[Key, ...] = ()
+    ) -> None:
         self.environment = environment
+        self.key = key
+        self.alone = alone
+        """Called programs around it that fail alone, by the keys of their starts."""
+        self.called = region.called_alone
         self.after = after
         """Goes on when all of this is done."""
         self.n_left = len(region.ops)
@@ -47,6 +53,11 @@ class _Task:
         self.rounds: Environment | None = None
         """Of a loop: the round that was last."""
 
+    @property
+    def alone(self) -> tuple[Key, ...]:
+        """Called programs that it is part of and that fail alone, the innermost last."""
+        return (*self.walk.alone, *((*self.walk.key, start) for start in self.walk.called.get(self.op.id, ())))
+
     def __lt__(self, other: _Task) -> bool:
         return self.key < other.key
 
@@ -64,7 +75,10 @@ class Execution:
         self._reads: list[tuple[Key, Any]] = []
         """What the program read: without a value, it fails."""
         self._failure: tuple[Key, Exception] | None = None
+        self._failed_alone: dict[Key, Key] = {}
+        """Called programs that failed, by the keys of their starts: where."""
         self._environment = Environment(graph, arguments, state)
+        self._children = {op.id: op.child for op in graph.every() if isinstance(op, Start)}
 
     def run(self) -> Any:
         """What the program returns. Raises what went wrong first in the program's order."""
@@ -94,7 +108,10 @@ class Execution:
     def _do(self, task: _Task) -> None:
         if self._failure is not None and task.key > self._failure[0]:
             return
-        op, environment = task.op, task.walk.environment
+        op, environment, alone = task.op, task.walk.environment, task.alone
+        if any(program in self._failed_alone and task.key > self._failed_alone[program] for program in alone):
+            self._done(task)
+            return
         try:
             missing = environment.missing(op)
             if missing:
@@ -103,7 +120,7 @@ class Execution:
             match op:
                 case Cond():
                     region = op.then if environment.value(op.test) else op.otherwise
-                    self._begin(Walk(region, Environment.within(environment), task.key, task))
+                    self._begin(Walk(region, Environment.within(environment), task.key, task, alone))
                     return
                 case Loop():
                     if task.rounds is None:
@@ -116,14 +133,14 @@ class Execution:
         except Exception as error:
             self._fail(task, error)
             return
-        if read is not None:
+        if read is not None and not alone:
             self._reads.append((task.key, read))
         self._done(task)
 
     def _round(self, task: _Task, op: Loop, number: int) -> None:
         task.rounds = Environment.within(task.walk.environment)
         task.rounds.rounds[op.id] = number
-        self._begin(Walk(op.body, task.rounds, (*task.key, number), task))
+        self._begin(Walk(op.body, task.rounds, (*task.key, number), task, task.alone))
 
     def _ended(self, walk: Walk) -> None:
         """The operation that the walk was part of goes on."""
@@ -159,6 +176,13 @@ class Execution:
             self._ended(task.walk)
 
     def _fail(self, task: _Task, error: Exception) -> None:
+        if task.alone:
+            program, environment = task.alone[-1], task.walk.environment
+            if program not in self._failed_alone or task.key < self._failed_alone[program]:
+                self._failed_alone[program] = task.key
+                environment.failures[environment.stream(self._children[program[-1]])] = error
+            self._done(task)
+            return
         if self._failure is None or task.key < self._failure[0]:
             self._failure = (task.key, error)
             self._run.failed_at = task.op.line

@@ -231,6 +231,13 @@ class Region(Model):
 
         return predecessors(self.ops)
 
+    @cached_property
+    def called_alone(self) -> Mapping[int, tuple[int, ...]]:
+        """See `lang.graph.order.called_alone`."""
+        from lang.graph.order import called_alone
+
+        return called_alone(self.ops)
+
 
 class _Control(Operation):
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lang.graph.ops import NO_STREAM, Apply, Cond, Join, Loop, Operation, every, made_by, needed_by
+from lang.graph.ops import NO_STREAM, Apply, Cond, End, Join, Loop, Operation, Start, every, made_by, needed_by
 
 if TYPE_CHECKING:
     from lang.graph.graph import Graph
@@ -30,6 +30,24 @@ def predecessors(ops: Sequence[Operation]) -> Mapping[int, frozenset[int]]:
             last[stream] = op.id
         before[op.id] = frozenset(needed)
     return before
+
+
+def called_alone(ops: Sequence[Operation]) -> Mapping[int, tuple[int, ...]]:
+    """Of operations of called programs that nobody waits for: the starts of these programs, the innermost last.
+
+    What goes wrong there ends such a program, and not the one that called it.
+    """
+    awaited = {op.child: op.awaited for op in ops if isinstance(op, End)}
+    found: dict[int, tuple[int, ...]] = {}
+    under_way: tuple[tuple[int, int], ...] = ()
+    for op in ops:
+        if under_way:
+            found[op.id] = tuple(start for start, _ in under_way)
+        if isinstance(op, Start) and not awaited.get(op.child, False):
+            under_way = (*under_way, (op.id, op.child))
+        elif isinstance(op, End) and under_way and under_way[-1][1] == op.child:
+            under_way = under_way[:-1]
+    return found
 
 
 def has_effects(op: Operation) -> bool:

@@ -139,6 +139,9 @@ def _read(op: Read, environment: Environment) -> Any:
         held: Any = Span(tuple(state._pieces))
     else:
         assert op.name is not None
+        if op.name not in state and state in environment.failures:
+            why = environment.failures[state]
+            raise KeyError(f"no variable {op.name!r}: the program failed before it was made") from why
         held = state._variable(op.name)
         if op.what != "value":
             if not isinstance(held, Output):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lang.abstract import TraceError, at_line, is_abstract, is_authors
-from lang.graph.values import Value, formatted, text
+from lang.graph.values import Value, formatted, text, tracer_of
 
 _FUNCTION = "__lang_function__"
 _TEXT, _JOIN, _CALL = "__lang_text__", "__lang_join__", "__lang_call__"
@@ -115,7 +115,8 @@ class _Strings(ast.NodeTransformer):
 def _text(*parts: Any) -> Any:
     """What an f-string gives: of texts, and (value, conversion, format) triples."""
     made: list[Any] = [part if isinstance(part, str) else formatted(*part) for part in parts]
-    tracer = next((part[0]._tracer for part in parts if type(part) is tuple and is_abstract(part[0])), None)
+    found = (tracer_of(part) for part in parts if type(part) is tuple)
+    tracer = next((one for one in found if one is not None), None)
     if tracer is None:
         return "".join(made)
     return text(tracer, tuple(one if isinstance(one, str) else Value(tracer, one, "", is_text=True) for one in made))

@@ -156,10 +156,10 @@ def text(tracer: Tracer, parts: tuple[Any, ...]) -> Value | str:
 
 def formatted(value: Any, conversion: Conversion, spec: Any) -> Expression:
     """What an f-string makes of a value."""
-    if not is_abstract(value) and not is_abstract(spec):
+    if not has_abstract(value) and not has_abstract(spec):
         return format(converted(value, conversion), spec)
     expression = expression_of(value)
-    if not conversion and spec == "" and value.is_text:
+    if not conversion and spec == "" and isinstance_of_value(value) and value.is_text:
         return expression
     return Formatted(of=expression, conversion=conversion, spec=expression_of(spec))
 
@@ -185,6 +185,14 @@ def expression_of(value: Any) -> Expression:
     except ValidationError:
         pass
     return InMemory(value=value)
+
+
+def tracer_of(value: Any) -> Tracer | None:
+    """Of the trace whose value it is, or holds."""
+    if isinstance_of_value(value):
+        return value._tracer
+    inside = [*value.keys(), *value.values()] if type(value) is dict else value if type(value) in (list, tuple) else ()
+    return next((found for one in inside if (found := tracer_of(one)) is not None), None)
 
 
 def has_abstract(value: Any) -> bool:

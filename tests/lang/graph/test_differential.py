@@ -1,7 +1,9 @@
 """Random programs: as they stand, as graphs, and as graphs that were saved and loaded, they do the same.
 
 Compared are text, messages, all variables, meta info, what is returned, or the error that a run ends with. Left out is
-what may differ: `cached_tokens` (calls come in another order), and which calls were sent after one that failed.
+what may differ: `cached_tokens` (calls come in another order), and which calls were sent after one that failed. Python
+errors in a program that another one calls, and doesn't wait for, aren't among the scripts: when one comes, and so which
+of that program's calls are given up with it, depends on when answers come.
 """
 
 from __future__ import annotations
@@ -110,11 +112,11 @@ def write(s: Any, topic: Any, script: Any) -> None:
         elif kind == "select":
             s += sgl.select(value, ["a", "b", topic], choices_method="greedy_token_selection")
         elif kind == "read" and value in s:
-            s += "<" + s[value] + ">"
+            s += "<" + f"{s[value]}" + ">"
         elif kind == "whole":
             s += str(len("")) + s.text()[-6:]
         elif kind == "method" and value in s:
-            s += s[value].upper() + s[value][1:2]
+            s += f"{s[value]}".upper() + f"{s[value]}"[1:2]
         elif kind == "set":
             s["set"] = [topic, found(s, value), {"deep": topic}]
         elif kind == "message":
@@ -161,7 +163,7 @@ def write(s: Any, topic: Any, script: Any) -> None:
             else:
                 s += child(topic, ())
         elif kind == "apply" and value in s:
-            s["applied"] = sgl.apply(noted, s[value])
+            s["applied"] = sgl.apply(noted, f"{s[value]}")
             s += s["applied"] + sgl.apply(shortened, topic)
         elif kind in ("cond", "switch", "loop"):
             for name in ALL:
@@ -179,8 +181,8 @@ def write(s: Any, topic: Any, script: Any) -> None:
 
 
 def writes(topic: Any, script: Any) -> Any:
-    def branch(s: Any, i: Any = None) -> None:
-        if i is not None:
+    def branch(s: Any, *rounds: Any) -> None:
+        for i in rounds:
             s += f"({i})"
         write(s, topic, script)
 
@@ -279,7 +281,7 @@ GRAPHS = (
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(script=steps(images=True), seed=st.integers(0, 9))
 def test_a_graph_does_what_the_program_does(script: Any, seed: int) -> None:
     plain = outcome(plainly, script, mock(seed), temperature=0)
@@ -287,7 +289,7 @@ def test_a_graph_does_what_the_program_does(script: Any, seed: int) -> None:
         assert outcome(make, script, mock(seed + 1), temperature=0) == plain
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(script=steps(images=True), seed=st.integers(0, 9))
 def test_what_goes_wrong_goes_wrong_alike(script: Any, seed: int) -> None:
     def alike(found: Any) -> Any:
@@ -299,7 +301,7 @@ def test_what_goes_wrong_goes_wrong_alike(script: Any, seed: int) -> None:
         assert alike(outcome(make, script, mock(seed + 1, Fails), temperature=0)) == alike(plain)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(scripts=st.lists(steps(images=True), min_size=2, max_size=4))
 def test_a_batch_of_graphs_does_what_the_programs_do(scripts: Any) -> None:
     compiled = scripted.compile(static=["script"])
@@ -317,7 +319,7 @@ def engine() -> EngineBackend:
     return EngineBackend(make_engine(EngineConfig(device="cpu", dtype="float64", pool_tokens=16384)))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(script=steps(images=False), sampling=st.sampled_from([{"temperature": 0}, {"seed": 3}]))
 def test_the_same_on_the_engine(script: Any, sampling: dict[str, Any]) -> None:
     plain = outcome(plainly, script, engine(), **sampling)
