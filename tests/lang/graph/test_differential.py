@@ -41,6 +41,16 @@ ALL = ("x", "y", "z", "branch", "test", "set", "scope", "many", "applied")
 
 def steps(images: bool) -> st.SearchStrategy[Any]:
     scripts: Any = st.deferred(lambda: st.lists(step, max_size=4))
+    short: Any = st.deferred(lambda: st.lists(simple, max_size=2))
+    nested: Any = st.lists(st.tuples(st.sampled_from(["cond", "switch"]), st.tuples(short, short)), max_size=1)
+    simple = st.one_of(
+        st.tuples(st.just("gen"), NAMES),
+        st.tuples(st.just("read"), NAMES),
+        st.tuples(st.just("fork"), st.tuples(st.integers(1, 2), st.sampled_from(["read", "no"]), st.just([]))),
+        st.tuples(
+            st.just("loop"), st.tuples(st.integers(1, 2), st.lists(st.tuples(st.just("gen"), NAMES), max_size=2))
+        ),
+    )
     step = st.one_of(
         st.tuples(st.just("text"), st.sampled_from(["a", "bb\n", "Once upon a time. "])),
         st.tuples(st.just("formatted"), st.sampled_from(["plain", "repr", "width", "sum"])),
@@ -61,9 +71,9 @@ def steps(images: bool) -> st.SearchStrategy[Any]:
         st.tuples(st.just("copy"), scripts),
         st.tuples(st.just("child"), st.tuples(st.sampled_from(["call", "run", "batch", "state", "add"]), scripts)),
         st.tuples(st.just("apply"), NAMES),
-        st.tuples(st.just("cond"), st.tuples(scripts, scripts)),
-        st.tuples(st.just("switch"), st.tuples(scripts, scripts)),
-        st.tuples(st.just("loop"), st.tuples(st.integers(1, 3), scripts)),
+        st.tuples(st.just("cond"), st.tuples(scripts, short)),
+        st.tuples(st.just("switch"), st.tuples(short, scripts)),
+        st.tuples(st.just("loop"), st.tuples(st.integers(1, 3), st.one_of(short, nested))),
         *([st.tuples(st.just("image"), st.none())] if images else []),
     )
     return scripts
