@@ -177,6 +177,7 @@ class Program:
         tracer = current_tracer()
         if tracer is not None:
             _refuse_sequential(self, parallel)
+            tracer.check_backend(self, backend)
             return tracer.call(self, own, sampling, awaited=not stream)  # type: ignore[return-value]
         program = self._as_told(num_api_spec_tokens, parallel)
         if stream:
@@ -201,6 +202,7 @@ class Program:
         own, sampling = self._split(self._named(args, kwargs))
         tracer = current_tracer()
         if tracer is not None:
+            tracer.check_backend(self, backend)
             return tracer.call(self, own, sampling, awaited=not stream)  # type: ignore[return-value]
         chosen, program = _backend_here(backend), self._as_told(num_api_spec_tokens)
         if stream:
@@ -248,6 +250,11 @@ class Program:
 
         Leaving it early cancels the rest.
         """
+        tracer = current_tracer()
+        if tracer is not None:
+            raise tracer.refused(
+                f"{self.name}.run_batch_async()", "call the program for each item, and read the states"
+            )
         items, defaults, limit = self._batch(batch, num_threads, sampling)
         runs = async_runs.each(
             self._as_told(num_api_spec_tokens), items, defaults, _backend_here(backend), limit, progress_bar
@@ -307,6 +314,7 @@ class Program:
         tracer = current_tracer()
         if tracer is not None:
             _refuse_sequential(self, parallel)
+            tracer.check_backend(self, backend)
             traced = [tracer.call(self, item, defaults, awaited=False) for item in items]
             return iter(traced) if generator_style else traced  # type: ignore[return-value]
         program = self._as_told(num_api_spec_tokens, parallel)

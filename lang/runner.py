@@ -96,6 +96,10 @@ class Runner:
             self._wake_readers()
             self._drain()
         elif self._running:
+            self._wake_readers()
+            if self._ready:
+                self._drain()
+                return
             names = ", ".join(sorted(run.name for run in self._running)[:5])
             raise RuntimeError(f"programs wait, but none of their calls is under way: {names}")
 
@@ -124,6 +128,7 @@ class Runner:
         """Calls made within are sent at its end; what all of them begin with is cached first."""
         with self.calls.together():
             yield
+        self._wake_readers()
         self._drain()
 
     # ---- what programs ask

@@ -93,6 +93,12 @@ class CompiledProgram(Program):
             bound.apply_defaults()
             arguments = dict(bound.arguments)
             arguments.pop("s")
+        for name, value in self.source.bound.items():
+            if name not in self.static and arguments.get(name, value) is not value:
+                raise TypeError(
+                    f"program {self.name!r}: {name!r} became part of the graph when it was compiled and can't be "
+                    f"given again: leave it open, or compile(static=[{name!r}])"
+                )
         if not isinstance(s, ProgramState):  # a program that calls this one is traced: it becomes part of that graph
             return finished(traceable(self.source.fn)(s, **arguments))
         return Execution(self.graph_of(arguments), s, arguments).run()
@@ -176,4 +182,4 @@ def _key(value: Any) -> Any:
     if isinstance(value, dict):
         return ("dict", *((name, _key(item)) for name, item in value.items()))
     hash(value)
-    return value
+    return type(value), value

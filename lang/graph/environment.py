@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,9 @@ class Environment:
         match expression:
             case str():
                 return expression
-            case Constant(value=value) | InMemory(value=value):
+            case Constant(value=value):
+                return copy.deepcopy(value) if isinstance(value, list | dict) else value  # each run's own
+            case InMemory(value=value):
                 return value
             case Argument(name=name):
                 return self.arguments[name]

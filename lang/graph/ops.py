@@ -243,13 +243,10 @@ class _Control(Operation):
     @property
     def streams(self) -> frozenset[int]:
         """Those from outside that its regions touch, too."""
-        made = {stream for op in self._inside() for stream in made_by(op)}
-        touched = {stream for op in self._inside() for stream in op.streams}
+        inside = [op for region in self.regions for op in region.ops]  # those in deeper regions speak for theirs
+        made = {stream for op in inside for stream in made_by(op)}
+        touched = {stream for op in inside for stream in op.streams}
         return frozenset({self.stream} | (touched - made))
-
-    def _inside(self) -> Iterator[Operation]:
-        for region in self.regions:
-            yield from every(region.ops)
 
 
 class Cond(_Control):

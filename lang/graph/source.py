@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import textwrap
 import types
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +27,10 @@ _OURS = (_TEXT, _JOIN, _CALL, _IS, _MATCHED)
 def _code_of(code: types.CodeType, name: str) -> types.CodeType | None:
     """The function's code with its strings made so; None where there is no source, or nothing to change."""
     try:
-        source = textwrap.dedent(inspect.getsource(code))
-        tree = ast.parse(source)
+        source = inspect.getsource(code)
+        # a function inside of something keeps its indentation, as texts of several lines are part of it
+        before = 1 if source[:1].isspace() else 0
+        tree = ast.parse("if 1:\n" * before + source)
     except (OSError, SyntaxError, TypeError):
         return None
     found = next(
@@ -56,7 +57,7 @@ def _code_of(code: types.CodeType, name: str) -> types.CodeType | None:
         decorator_list=[],
     )
     module = ast.fix_missing_locations(ast.Module(body=[outer], type_ignores=[]))
-    ast.increment_lineno(module, code.co_firstlineno - 1)
+    ast.increment_lineno(module, code.co_firstlineno - 1 - before)
     made = compile(module, code.co_filename, "exec", dont_inherit=True, flags=code.co_flags & _FUTURE)
     outer_code = next(const for const in made.co_consts if isinstance(const, types.CodeType))
     inner = next(

@@ -129,6 +129,15 @@ class Tracer:
         child.check_ended()
         return child
 
+    def check_backend(self, program: Program, backend: object) -> None:
+        """Raises TraceError for a program that is to run on another backend."""
+        if backend is not None:
+            raise self.refused(f"{program.name}.run(backend=...)", "all of a graph runs on one backend: leave it out")
+
+    @staticmethod
+    def refused(what: str, instead: str) -> TraceError:
+        return TraceError(f"{at_line()}: {what} has no place in a graph: {instead}")
+
     def traces(self, state: object) -> bool:
         """It is a state of this trace."""
         return type(state) is TracedState and state.tracer is self
