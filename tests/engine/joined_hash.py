@@ -65,7 +65,6 @@ class JoinedHashExecutor(HashExecutor):
         self.newest: dict[int, list[np.uint64]] = {}
 
     def launch(self, batch: Batch) -> Batch:
-        self.batches.append(batch)
         freed, self.freed = self.freed, []
         if batch.step in self.fail_at:
             for _, pages in freed:

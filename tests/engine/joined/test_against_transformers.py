@@ -1,4 +1,4 @@
-"""Joined prompts against transformers in float64: branches run alone, their keys are turned on, the tail sees all."""
+"""Joined prompts against transformers in float64: each branch alone, its keys turned on, and a tail that sees all."""
 
 from __future__ import annotations
 

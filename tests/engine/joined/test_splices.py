@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.executor.base import StepResult
+from engine.executor.base import Batch, StepResult
 from engine.request import FinishReason, RequestError, SamplingParams, TooLong
 from engine.splices import JoinedPrompt, Splice, concatenated, cut, peak_pages
 from tests.engine.joined.test_traffic import plans, write
@@ -94,14 +94,31 @@ def test_splices_that_make_no_sense_are_refused(splices: list[Splice], message: 
     assert not engine.has_work
 
 
+def scoring(start: int) -> SamplingParams:
+    return SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=start)
+
+
 def test_logits_within_branches_are_refused_since_they_are_copied() -> None:
     engine = make()
     given = joined([ONE, TWO])
-    with pytest.raises(RequestError, match=r"prompt_logprobs_start=12 asks .* above the end of the last one, 12"):
-        engine.add(**given, params=SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=12))
-    (request,) = engine.add(**given, params=SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=13))
+    end = len(BASE) + len(ONE) + len(TWO)
+    with pytest.raises(
+        RequestError, match=rf"prompt_logprobs_start={end - 1} asks .* from the last one's end on, {end}"
+    ):
+        engine.add(**given, params=scoring(end - 1))
+    assert not engine.has_work
+
+
+def test_the_token_before_the_first_that_is_scored_is_computed_in_its_place() -> None:
+    """As before the first that is sampled, so that a choice is scored by the logits that an output begins with."""
+    engine = make(pool_tokens=200)
+    end = len(BASE) + len(ONE) + len(TWO)
+    (scored,) = engine.add(**joined([ONE, TWO]), params=scoring(end))
+    (sampled,) = engine.add(**joined([ONE, TWO], []), params=PARAMS)
     engine.run()
-    assert [one.token for one in request.prompt_logprobs] == [TAIL[-1]]
+    assert [one.token for one in scored.prompt_logprobs] == TAIL
+    assert scored.splices == sampled.splices == (Splice(4, 7, 4),)
+    assert list(sampled.output) == expected([ONE, TWO[:-1]], 4, TWO[-1:])
 
 
 @given(plan=plans, page_size=st.sampled_from([1, 2, 4]), cache=st.sampled_from(["radix", "flat", "none"]))
@@ -205,10 +222,17 @@ def test_samples_of_one_prompt_each_take_their_own_copies() -> None:
 def test_a_batch_has_no_more_rows_than_requests_may_run() -> None:
     engine = make(pool_tokens=200, max_running=2, max_batch_tokens=64)
     executor: Any = engine.executor
+    launch, n_rows = executor.launch, list[int]()
+
+    def counted(batch: Batch) -> Batch:
+        n_rows.append(len(batch.rows))
+        return launch(batch)
+
+    executor.launch = counted
     for _ in range(3):
         engine.add(**joined([ONE, TWO, THREE, ONE, TWO]), params=PARAMS)
     engine.run()
-    assert max(len(batch.rows) for batch in executor.batches) <= 2
+    assert max(n_rows) == 2
 
 
 def test_an_engine_with_a_tokenizer_takes_splices_with_token_ids() -> None:
