@@ -193,8 +193,10 @@ class Engine:
 
         `splices`: parts of it that are branches which don't see one another (`engine.splices.concatenated`). Their KV
         is copied from where the branches themselves were served, as far as that is cached, and computed otherwise.
-        What is computed on top of them is never cached, so that each such request takes its own copies. The last token
-        is always computed in its place: it sees all, and when a splice ends with it, it is no longer a part of that.
+        What is computed on top of them is never cached, so that each such request takes its own copies. A token
+        whose logits are needed (the prompt's last, the one before the first that is scored) is computed in its place:
+        it sees all, and when a splice ends with it, it is no longer a part of that.
+
         `due`: when it should have been sent, seconds on the engine's clock (None: now); latencies count from it.
         `siblings`: how many prompts, this one included, are submitted together; `parent`: the request that computes
         what they begin with.

@@ -55,14 +55,21 @@ class Intake:
         return key
 
     def check_splices(self, key: Tokens, params: SamplingParams, given: Sequence[Splice]) -> tuple[Splice, ...]:
-        """The splices of a prompt of these tokens, without its last token, which is computed. Raises RequestError."""
+        """The splices of a prompt of these tokens. Raises RequestError.
+
+        A token whose logits are needed is computed where it stands: the prompt's last, and the one before the first
+        that is scored. Where a splice ends with it, it isn't a part of it any more.
+        """
         splices.check(given, len(key))
-        kept = splices.cut(given, len(key) - 1)
-        if kept and params.prompt_logprobs is not None and params.prompt_logprobs_start <= kept[-1].end:
-            raise RequestError(
-                f"prompt_logprobs_start={params.prompt_logprobs_start} asks for logits of branches that are "
-                f"copied, not computed: it must be above the end of the last one, {kept[-1].end}"
-            )
+        last = len(key) - 1
+        if given and params.prompt_logprobs is not None:
+            if params.prompt_logprobs_start < given[-1].end:
+                raise RequestError(
+                    f"prompt_logprobs_start={params.prompt_logprobs_start} asks for logits of branches that are "
+                    f"copied, not computed: it must be from the last one's end on, {given[-1].end}"
+                )
+            last = params.prompt_logprobs_start - 1
+        kept = splices.cut(given, last)
         splices.check_room(
             kept, len(key) + params.max_tokens, self._page_size, self._capacity_tokens // self._page_size
         )

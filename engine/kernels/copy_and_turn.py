@@ -16,8 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""The number that the largest of a quantised vector is stored as."""
+from engine.kernels.paged import LARGEST
 
 
 def copy_and_turn(

@@ -25,13 +25,10 @@ from torch import Tensor
 
 from engine.kernels.cases import Call, Case
 from engine.kernels.launch import launch
-from engine.kernels.paged import PagedKV
+from engine.kernels.paged import LARGEST, PagedKV
 from engine.kernels.rms_norm import DTYPES, rms_norm_reference
 from engine.kernels.roofline import Work
 from engine.kernels.tiles import Shape, Tile, Tiles, choose, current_gpu
-
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""The number that the largest of a quantised vector is stored as."""
 
 
 class Frequencies(Protocol):

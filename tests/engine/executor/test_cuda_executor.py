@@ -14,6 +14,7 @@ from engine.executor.cuda import CudaExecutor
 from engine.executor.gpu_memory import LEAST_TOKENS
 from engine.models.llama_gpu import LlamaGpu
 from engine.request import PENDING, Request, SamplingParams, Status
+from engine.splices import concatenated
 from tests.engine.gpu_twins import DEVICE, SMALL, Driver, Twins, cpu_executor, cuda_executor, engine, gpu_model
 from tests.engine.gpu_twins import prompt as random_prompt
 from tests.engine.gpu_twins import twins as make_twins
@@ -69,6 +70,36 @@ def test_the_engine_gives_the_cpus_answers(twins: Twins, page_size: int, setting
     expected = served(cpu_executor(twins.cpu, n_pages=n_pages, page_size=page_size), branching(), GREEDY, **settings)
     found = served(cuda_executor(twins.gpu, n_pages=n_pages, page_size=page_size), branching(), GREEDY, **settings)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("page_size", "settings"), [(1, {"overlap": True}), (16, {"cache": "none"})])
+def test_joined_branches_give_the_cpus_answers(twins: Twins, page_size: int, settings: dict[str, Any]) -> None:
+    base = random_prompt(21, 0)
+    tokens, splices = concatenated(base, [random_prompt(n, n) for n in (6, 9, 4)], random_prompt(3, 1))
+    answers = []
+    for executor in (
+        cuda_executor(twins.gpu, n_pages=320 // page_size, page_size=page_size),
+        cpu_executor(twins.cpu, n_pages=320 // page_size, page_size=page_size),
+    ):
+        made = engine(executor, **settings)
+        requests = made.add(tokens, GREEDY, splices=splices)
+        made.run()
+        made.check()
+        answers.append(requests)
+    assert_same(*answers)
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8_e4m3"])
+def test_joined_branches_in_a_quantised_pool_are_close(twins: Twins, kv_dtype: str) -> None:
+    tokens, splices = concatenated(random_prompt(13, 0), [random_prompt(n, n) for n in (6, 9)], random_prompt(3, 1))
+    answers = []
+    for settings in ({}, {"kv_dtype": kv_dtype}):
+        made = engine(cuda_executor(twins.gpu, **settings))
+        requests = made.add(tokens, replace(GREEDY, max_tokens=1), splices=splices)
+        made.run()
+        answers.append(requests[0])
+    exact, close = answers
+    assert close.logprobs[0].logprob == pytest.approx(exact.logprobs[0].logprob, abs=0.3)
 
 
 def test_padded_decodes_give_the_same_answers(twins: Twins) -> None:
