@@ -135,6 +135,18 @@ def test_joins_in_branches_joins_after_joins_and_forks_after_joins():
     assert (compiled.text(), compiled["leaf"], compiled["best"]) == (one.text(), one["leaf"], one["best"])
 
 
+def test_a_select_may_come_right_behind_a_join():
+    @sgl.function
+    def program(s):
+        s += "Root.\n"
+        forks = s.fork(2)
+        forks += ["one\n", "two\n"]
+        forks.join("concate_and_append")
+        s += sgl.select("best", ["one", "two"])
+
+    assert program.run(backend=backend())["best"] in ("one", "two")
+
+
 def test_messages_of_branches_are_messages_of_the_parent():
     @sgl.function
     def chat(s):
