@@ -22,6 +22,7 @@ from engine.server.tool_formats import HERMES, ToolFormat, choose_tool_format, m
 from engine.splices import JoinedPrompt, Splice
 from engine.tokenizer import Tokenizer
 from lang.backends.base import Backend, Call, Tags, TokenLogprob
+from lang.backends.recorded_outputs import forced
 from lang.backends.scoring import Scoring, common_length
 from lang.capabilities import Capabilities, Feature
 from lang.chat_style import NoStyle, style_of
@@ -69,6 +70,8 @@ class EngineBackend(Backend):
     def generate(self, name: str | None, prompt: Prompt, sampling: Sampling, tags: Tags) -> Call:
         """Tools are described in the system message (before all, without roles). Raises RequestError when the engine
         can't serve it."""
+        force = forced(sampling, lambda said: self._chat.output_tokens(prompt, said))
+        sampling = sampling if force is None else force.sampling
         grammar, parser = _grammar_of(sampling), None
         if sampling.tools:
             if prompt.has_joined_branches:
@@ -78,14 +81,20 @@ class EngineBackend(Backend):
                 )
             use = _ToolUse(sampling, self._chat.tool_format)
             prompt, grammar, parser = use.told(prompt), use.grammar, use.parser
+        samples = (None,) if force is None else force.samples
+        if samples[0] is not None:  # what a grammar would have held it to is in the recording
+            grammar = None
         values = {name: getattr(sampling, name) for name in _SHARED}
         if prompt.pieces and isinstance(prompt.pieces[-1], RoleMark):  # no text of the program's ends there
             values["token_healing"] = False
-        params = SamplingParams(grammar=grammar, **values)
         call = Call(name=name, prompt=prompt.text(self.style), request=prompt, tags=tags)
         ends = [_pattern(text) for text in sampling.stop_regex]
         asked, splices = self._chat.asked(prompt, call.prompt)
-        call.requests = self.engine.add(asked, params, splices=splices, **_placed(tags))
+        for one in samples:
+            values |= {"n": 1} if len(samples) > 1 else {}
+            values |= {} if one is None else {"forced_output": one}
+            params = SamplingParams(grammar=grammar, **values)
+            call.requests += self.engine.add(asked, params, splices=splices, **_placed(tags))
         if ends:
             self._ends[call] = [_RegexEnd(self._follow(request), ends) for request in call.requests]
         return self._queue(call, parser)
@@ -400,6 +409,17 @@ class _Chat:
                 "stands before the fork: end that with a line or a word, or join before adding to the parent"
             )
         laid.join([branch], fork)
+
+    def output_tokens(self, prompt: Prompt, said: str) -> list[int]:
+        """Of an output of the prompt: those that the prompt and it have together, where the prompt's own stay the same,
+        so that what follows finds them in the cache."""
+        before = self.laid_out_tokens(prompt, prompt.text(self.style))[0]
+        if not prompt.has_joined_branches:
+            both = prompt + Prompt((said,))
+            joined = self.tokens(both, both.text(self.style))
+            if joined[: len(before)] == before:
+                return joined[len(before) :]
+        return self._going_on([said])
 
     def _going_on(self, pieces: Sequence[Piece]) -> list[int]:
         """Tokens of text that isn't the prompt's beginning."""
