@@ -68,10 +68,10 @@ def sample_source(title: str, items: Any, *why: str) -> DataSource:
 
 def joined(*sources: DataSource) -> DataSource:
     """Of a workload that reads several data sets; it counts as a sample if one of them is."""
-    origin = next((s.origin for kind in ("sample", "hub") for s in sources if s.origin == kind), "files")
+    least_real = [s.origin for kind in ("sample", "hub", "files") for s in sources if s.origin == kind]
     sums = digest({f"{i}": s.sha256.encode() for i, s in enumerate(sources)})
     notes = "; ".join(dict.fromkeys(s.note for s in sources if s.note))
-    return DataSource(origin, ", ".join(dict.fromkeys(s.path for s in sources if s.path)), sums, notes)
+    return DataSource(least_real[0], ", ".join(dict.fromkeys(s.path for s in sources if s.path)), sums, notes)
 
 
 def need_at_least(**given: tuple[Any, int]) -> None:
