@@ -34,6 +34,25 @@ class Attention(Protocol):
         """
 
 
+class MLP(Protocol):
+    def plus(self, h: Tensor, residual: Tensor) -> Tensor:
+        """residual + mlp(h): [tokens, hidden] each."""
+
+
+class SwiGLU(NamedTuple):
+    """down(SiLU(gate(h)) * up(h)) (Shazeer, arXiv 2002.05202)."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return self.down(self.up.times(h, self.gate.silu(h)))
+
+    def plus(self, h: Tensor, residual: Tensor) -> Tensor:
+        return self.down.plus(self.up.times(h, self.gate.silu(h)), residual)
+
+
 class Block(NamedTuple):
     """Weights of one layer."""
 
@@ -43,9 +62,7 @@ class Block(NamedTuple):
     k_norm: Tensor | None
     out: Linear
     mlp_norm: Tensor
-    gate: Linear
-    up: Linear
-    down: Linear
+    mlp: MLP
 
 
 class Llama:
@@ -94,11 +111,11 @@ class Llama:
         return queries
 
     def _mix(self, block: Block, x: Tensor, attended: Tensor) -> Tensor:
-        """x + out(attended), then x + down(SiLU(gate(norm x)) * up(norm x)): [n, hidden]."""
+        """x + out(attended), then x + mlp(norm x): [n, hidden]."""
         mixed = torch.empty_like(x)
         for at in range(0, len(x), BLOCK):
             part = slice(at, at + BLOCK)
             y = block.out.plus(attended[part], x[part])
             h = rms_norm(y, block.mlp_norm, self.config.norm_eps)
-            mixed[part] = block.down.plus(block.up.times(h, block.gate.silu(h)), y)
+            mixed[part] = block.mlp.plus(h, y)
         return mixed

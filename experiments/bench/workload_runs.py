@@ -148,12 +148,12 @@ def _ratios(many: Mapping[str, list[Figures]], alone: Mapping[str, list[Figures]
     first, *others = many
     found: dict[str, Any] = {}
     for other in others:
-        speeds = [[one.programs_per_s for one in many[policy]] for policy in (other, first)]
-        found[other] = {"programs_per_s": _plain(repeat_ratio(*speeds))}
+        base, ours = ([one.programs_per_s for one in many[policy]] for policy in (other, first))
+        found[other] = {"programs_per_s": _plain(repeat_ratio(base, ours))}
         for name in ("latency_s", "ttft_s"):
             if alone[first]:
-                times = [[getattr(one, name) for one in alone[policy]] for policy in (first, other)]
-                found[other][name] = _plain(repeat_ratio(*times))
+                base, theirs = ([getattr(one, name) for one in alone[policy]] for policy in (first, other))
+                found[other][name] = _plain(repeat_ratio(base, theirs))
     return found
 
 

@@ -1,7 +1,7 @@
 """Benchmark of the workloads: `python -m experiments.bench.workloads [--only NAME ...] [--rounds N] [--out FILE]`.
 
-Every workload on a model of some hundred million parameters with random weights, on the CPU: programs a second with many
-going, latency and time to first token with one program at a time; with the cache and the schedule that is aware of it
+Every workload on a model of some hundred million parameters with random weights, on the CPU: programs a second with
+many going, latency and time to first token with one program at a time; with the cache and the schedule that is aware of it
 (policy=lru) against first come first served and against no cache. Beside the hit rate stands that of a cache that never
 forgets. The last row shares nothing: it shows what the cache costs where it can save nothing.
 """
@@ -131,7 +131,7 @@ def remarks(cell: dict[str, Any]) -> list[str]:
             found.append(f"{one['failed']} of {cell['programs']} programs failed")
     if not any(one["infinite"] > 0.001 for one in runs):
         ratio = cell["ratios"]["none"]["programs_per_s"]
-        found.append(f"nothing is shared: {_within(ratio)} of the speed without a cache; at least {1 - MOST_COST} is asked")
+        found.append(f"nothing is shared: {_within(ratio)} x the speed without a cache; {1 - MOST_COST} is asked")
     return found
 
 
