@@ -20,6 +20,7 @@ WORKLOADS: Mapping[str, str] = {
     "hellaswag": "workloads.hellaswag:HellaSwag",
     "mmlu": "workloads.mmlu:MMLU",
     "multi_chain": "workloads.multi_chain:MultiChain",
+    "react": "workloads.react:React",
     "tree_of_thought": "workloads.tree_of_thought:TreeOfThought",
 }
 

@@ -2,8 +2,8 @@
 
 Every workload on a model of some hundred million parameters with random weights, on the CPU: programs a second with
 many going, latency and time to first token with one program at a time; with the cache and the schedule that is aware
-of it (policy=lru) against first come first served and against no cache. Beside the hit rate stands that of a cache that never
-forgets. The last row shares nothing: it shows what the cache costs where it can save nothing.
+of it (policy=lru) against first come first served and against no cache. Beside the hit rate stands that of a cache that
+never forgets. The last row shares nothing: it shows what the cache costs where it can save nothing.
 """
 
 from __future__ import annotations

@@ -9,6 +9,12 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
     "mmlu": [{"subjects": 1, "limit": 4}],
     "multi_chain": [{"n_questions": 2, "n_chains": 3, "max_tokens": 12}],
+    "react": [
+        {"n_questions": 2},
+        {"n_questions": 2, "paper_compat": True},
+        {"n_questions": 2, "mode": "live", "tool_seconds": 0.01},
+        {"n_questions": 2, "mode": "live", "retriever": "embeddings"},
+    ],
     "tree_of_thought": [
         {"n_questions": 1, "n_branches": 2, "max_tokens": 8},
         {"n_questions": 1, "task": "game24", "search": "bfs", "keep": 2, "max_tokens": 90},
