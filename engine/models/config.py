@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.models.vision_config import VisionConfig, vision_from_hf
+
+SEEING = ("llava",)
+"""Families whose language model is one of the others."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "mixtral")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 CHANGES_NUMBERS = ("quantization_config", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale")
@@ -62,6 +66,8 @@ class ModelConfig:
     n_experts: int = 0
     """Of each layer's mixture of experts; 0: plain MLPs."""
     n_experts_per_token: int = 0
+    vision: VisionConfig | None = None
+    """Of a model that sees pictures."""
     windows: tuple[int | None, ...] = ()
     """A layer's sliding window: the position p sees positions above p - window. Empty: all layers see everything."""
     bos_token_id: int | None = None
@@ -116,12 +122,14 @@ def config_from_hf(
     `max_context` (tokens) overrides the longest context served, within what the rotary embedding defines.
     Raises ModelError naming the architecture or field that isn't supported.
     """
+    if config.get("model_type") in SEEING:
+        return _seeing_from_hf(config, generation, max_context)
     family = config.get("model_type")
     architectures = config.get("architectures") or []
     if family not in FAMILIES:
         raise ModelError(
             f"architecture {family!r} ({', '.join(map(str, architectures)) or 'none given'}) isn't supported; "
-            f"available model_type: {', '.join(FAMILIES)}"
+            f"available model_type: {', '.join((*FAMILIES, *SEEING))}"
         )
     for name in architectures:
         if not str(name).endswith("ForCausalLM"):
@@ -166,6 +174,26 @@ def config_from_hf(
         eos_token_ids=_ids((generation or {}).get("eos_token_id", config.get("eos_token_id"))),
     )
     return with_context(model, max_context)
+
+
+def _seeing_from_hf(
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None, max_context: int | None
+) -> ModelConfig:
+    """The language model's configuration, with what it sees through."""
+    text = dict(config.get("text_config") or {})
+    text.setdefault("model_type", "llama")
+    text.pop("architectures", None)
+    for name in ("bos_token_id", "eos_token_id", "tie_word_embeddings"):
+        if text.get(name) is None and config.get(name) is not None:
+            text[name] = config[name]
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    for name, value in {**sizes, "vocab_size": 32064}.items():  # published configs leave out what is LLaVA 1.5 7B's
+        text.setdefault(name, value)
+    try:
+        vision = vision_from_hf(config)
+    except ValueError as error:
+        raise ModelError(f"config field {error}") from error
+    return replace(config_from_hf(text, generation, max_context), vision=vision)
 
 
 def with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:
@@ -257,6 +285,8 @@ def windows_from_hf(config: Mapping[str, Any], family: str, n_layers: int) -> tu
 
 def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The `config.json` of a model, so that other engines load the same. Only plain rotary embedding is written."""
+    if config.vision is not None:
+        raise ModelError("a model that sees pictures can't be exported")
     if config.rope.kind != "default" or any(config.windows):
         raise ModelError("only models with plain rotary embedding and without sliding windows can be exported")
     names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "mixtral": "Mixtral"}

@@ -6,7 +6,7 @@ row of `tokens`, without padding; where K and V live and who sees whom is the ca
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from engine.kernels.cpu.norm import rms_norm
 from engine.kernels.cpu.rope import rotate
 from engine.models.config import ModelConfig
 from engine.models.rotary import Rotary
+
+if TYPE_CHECKING:
+    from engine.models.llava import Vision
 
 BLOCK = 2048
 """Tokens that go through a chain of projections at a time, so that what lies between them stays small."""
@@ -32,6 +35,15 @@ class Attention(Protocol):
 
         The queries are those of all tokens; in the last layer, those whose logits are wanted.
         """
+
+
+class Given(NamedTuple):
+    """Embeddings that come from elsewhere: of pictures."""
+
+    at: Tensor
+    """int64 [k]: packed tokens."""
+    embeddings: Tensor
+    """[k, hidden], in the model's dtype."""
 
 
 class MLP(Protocol):
@@ -76,14 +88,21 @@ class Llama:
         self.norm = norm
         self.head = head
         self.rotary = Rotary(config, self.dtype)
+        self.vision: Vision | None = None
+        """What turns pictures into embeddings, in a model that sees them."""
 
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, positions: Tensor, attention: Attention, wanted: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attention: Attention, wanted: Tensor, given: Given | None = None
+    ) -> Tensor:
         """Logits that follow some of the packed tokens.
 
-        tokens, positions: int64 [n]; wanted: int64 [m], indices into them. Returns [m, vocab] in the model's dtype.
+        tokens, positions: int64 [n]; wanted: int64 [m], indices into them; given: embeddings that aren't those of the
+        tokens in their places. Returns [m, vocab] in the model's dtype.
         """
         x = self.embedding[tokens]
+        if given is not None:
+            x[given.at] = given.embeddings
         cos, sin = self.rotary(positions)
         for i, block in enumerate(self.blocks):
             q = self._project(i, block, x, cos, sin, attention)

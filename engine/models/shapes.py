@@ -6,6 +6,7 @@ import difflib
 from dataclasses import replace
 
 from engine.models.config import ModelConfig, ModelError, RopeConfig
+from engine.models.vision_config import VisionConfig
 
 SHAPES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
@@ -110,6 +111,23 @@ SHAPES: dict[str, ModelConfig] = {
         eos_token_ids=(2,),
     ),
 }
+
+
+SHAPES["llava-tiny"] = replace(
+    SHAPES["tiny"],
+    vision=VisionConfig(hidden_size=64, intermediate_size=128, n_layers=3, n_heads=4, image_size=56, patch_size=7),
+)
+SHAPES["llava-small"] = replace(
+    SHAPES["llama-110m"],
+    vision=VisionConfig(hidden_size=512, intermediate_size=2048, n_layers=12, n_heads=8, image_size=224, patch_size=14),
+)
+SHAPES["llava-7b"] = replace(
+    SHAPES["llama-7b"],
+    vocab_size=32064,
+    vision=VisionConfig(
+        hidden_size=1024, intermediate_size=4096, n_layers=24, n_heads=16, image_size=336, patch_size=14
+    ),
+)
 
 
 def named_shape(name: str, vocab_size: int | None = None) -> ModelConfig:

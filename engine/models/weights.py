@@ -58,6 +58,9 @@ class Weights(Protocol):
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor, on the CPU, in any floating dtype. Raises ModelError when it is missing or of another shape."""
 
+    def has(self, name: str) -> bool:
+        """There is a tensor of that name."""
+
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model: Hugging Face name -> shape, in a fixed order."""
@@ -134,6 +137,9 @@ class SafetensorsFolder:
                 raise ModelError(f"{path}: truncated or corrupt weight file ({error})") from error
         return self._open[name]
 
+    def has(self, name: str) -> bool:
+        return name in self._file_of
+
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in self._file_of:
             raise ModelError(f"{self.folder}: tensor {name!r} is missing")
@@ -157,8 +163,11 @@ class RandomWeights:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def has(self, name: str) -> bool:
+        return True
+
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name.endswith("norm.weight"):
+        if name.endswith(("norm.weight", "layer_norm1.weight", "layer_norm2.weight")):
             return torch.ones(shape)
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
