@@ -19,7 +19,8 @@ own, as long as the recorded ones (or as `max_tokens`), and the recorded choices
 class DataSource(NamedTuple):
     """Where a workload's data came from."""
 
-    origin: Literal["files", "hub", "sample"]
+    origin: Literal["files", "hub", "sample", "made"]
+    """sample: ours, where the real data isn't there. made: the workload is defined by how its data is made."""
     path: str = ""
     """The files, or the hub's name of the data set."""
     sha256: str = ""

@@ -16,11 +16,14 @@ from lang.sampling import closest
 from workloads.base import Workload
 
 WORKLOADS: Mapping[str, str] = {
+    "chat": "workloads.chat:Chat",
     "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
+    "judge": "workloads.judge:Judge",
     "mmlu": "workloads.mmlu:MMLU",
     "multi_chain": "workloads.multi_chain:MultiChain",
     "react": "workloads.react:React",
+    "skeleton": "workloads.skeleton:Skeleton",
     "tree_of_thought": "workloads.tree_of_thought:TreeOfThought",
 }
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 SMALL: dict[str, list[dict[str, Any]]] = {
+    "chat": [
+        {"n_conversations": 2, "n_turns": 2},
+        {"n_conversations": 3, "kind": "mt_bench", "max_tokens": 12, "system": "Be brief.", "think_s": 0.01},
+        {"n_conversations": 2, "kind": "conversations", "max_tokens": 12},
+        {"n_conversations": 2, "kind": "agent", "max_tokens": 12},
+    ],
     "gsm8k": [{"n_shots": 2, "n_questions": 4, "max_tokens": 12}],
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
+    "judge": [{"n_articles": 2, "n_dimensions": 3, "max_tokens": 12}],
     "mmlu": [{"subjects": 1, "limit": 4}],
     "multi_chain": [{"n_questions": 2, "n_chains": 3, "max_tokens": 12}],
     "react": [
@@ -15,6 +22,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"n_questions": 2, "mode": "live", "tool_seconds": 0.01},
         {"n_questions": 2, "mode": "live", "retriever": "embeddings"},
     ],
+    "skeleton": [{"n_topics": 2, "n_tips": 3, "tip_tokens": 6, "detail_tokens": 12}],
     "tree_of_thought": [
         {"n_questions": 1, "n_branches": 2, "max_tokens": 8},
         {"n_questions": 1, "task": "game24", "search": "bfs", "keep": 2, "max_tokens": 90},
