@@ -16,6 +16,9 @@ STYLES = (
 )
 
 
+ANSWER_TOKENS = 16
+
+
 @lang.function
 def multi_chain(
     s: lang.ProgramState,
@@ -33,8 +36,11 @@ def multi_chain(
         branch += f"{STYLES[i % len(STYLES)]}\nAnswer:"
         branch += lang.gen("chain", max_tokens=max_tokens, stop="Question", temperature=temperature, recorded=chains[i])
     branches.join()
-    s += "Several people have answered this question:\n"
-    for i in range(n_chains):
-        s += f"Answer {i + 1}:{s['chain'][i].rstrip()}\n"
-    s += "Taking them together, the number asked for is"
-    s += lang.gen("answer", max_tokens=16, stop="\n", temperature=temperature, recorded=answer)
+    s += merged([s["chain"][i] for i in range(n_chains)])
+    s += lang.gen("answer", max_tokens=ANSWER_TOKENS, stop="\n", temperature=0, recorded=answer)
+
+
+def merged(chains: Sequence[str]) -> str:
+    """What follows the question in the last prompt."""
+    told = "".join(f"Answer {i}:{chain.rstrip()}\n" for i, chain in enumerate(chains, 1))
+    return f"Several people have answered this question:\n{told}Taking them together, the number asked for is"

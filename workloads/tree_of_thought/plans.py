@@ -47,6 +47,11 @@ def plans(
     return majority([last_number(leaf[levels[-1]]) for leaf in leaves.values()])
 
 
+def conversation(question: str, levels: Sequence[str]) -> str:
+    """What a leaf's prompt holds besides outputs, with about what a chat template puts around messages."""
+    return "".join(f"### user\n{LEVELS[level].format(question=question)}\n\n### assistant\n\n\n" for level in levels)
+
+
 def paths(depth: int, n_branches: int) -> list[tuple[int, ...]]:
     """Of every call of a tree, level by level: (branch of the first level, of the second, ...)."""
     found: list[tuple[int, ...]] = []
