@@ -110,6 +110,19 @@ def test_chains_are_cut_until_all_of_them_and_the_answer_fit() -> None:
         loaded(n_questions=1, max_context_tokens=60)
 
 
+def test_a_chain_that_is_longer_when_read_again_is_cut() -> None:
+    workload = MultiChain(n_questions=1, max_context_tokens=150)
+    workload.count_tokens = lambda text: len(text.split()) + 9 * text.count("¤")
+    workload.choose_outputs("free", random_weights=True)
+    workload.load()
+    (job,) = workload.jobs()
+    backend = MockBackend(reply=lambda _: "¤ " * 30)
+    play(workload, backend)
+    assert workload.count_tokens(backend.log[0].text) > job.args["max_tokens"]
+    assert workload.count_tokens(backend.log[-1].prompt) + 16 <= 150
+    assert "¤" in backend.log[-1].prompt
+
+
 def test_warming_up_is_in_a_namespace_of_its_own() -> None:
     workload = loaded()
     questions = {job.args["question"] for job in workload.jobs()}

@@ -145,6 +145,18 @@ def test_no_prompt_and_output_exceed_the_context() -> None:
     assert all(len(call.prompt.split()) + call.meta["completion_tokens"] <= 150 for call in backend.log)
 
 
+def test_a_branch_ends_where_its_output_is_longer_when_read_again() -> None:
+    workload = TreeOfThought(n_questions=1, n_branches=2, max_context_tokens=200)
+    workload.count_tokens = lambda text: len(text.split()) + 9 * text.count("¤")
+    workload.choose_outputs("free", random_weights=True)
+    workload.load()
+    right = workload._answers["tree_of_thought/0"]
+    backend = MockBackend(reply=lambda _: f"¤ ¤ ¤ ¤ ¤ ¤ ¤ ¤ ¤ ¤ {right}")
+    (run,) = play(workload, backend)
+    assert [call.name for call in backend.log] == ["plan"] * 2, "ten signs are a hundred tokens"
+    assert workload.score([run]) == ("accuracy", 1.0, 1), "what was said until then votes"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

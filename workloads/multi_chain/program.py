@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lang
 
@@ -28,15 +28,16 @@ def multi_chain(
     temperature: float,
     chains: Sequence[str],
     answer: str,
+    cut: Callable[[str], str],
 ) -> None:
-    """chains, answer: the recorded outputs."""
+    """chains, answer: the recorded outputs. cut: as much of a chain as the last prompt has room for."""
     s += f"Question: {question}\n"
     branches = s.fork(n_chains)
     for i, branch in enumerate(branches):
         branch += f"{STYLES[i % len(STYLES)]}\nAnswer:"
         branch += lang.gen("chain", max_tokens=max_tokens, stop="Question", temperature=temperature, recorded=chains[i])
     branches.join()
-    s += merged([s["chain"][i] for i in range(n_chains)])
+    s += merged([cut(s["chain"][i]) for i in range(n_chains)])
     s += lang.gen("answer", max_tokens=ANSWER_TOKENS, stop="\n", temperature=0, recorded=answer)
 
 

@@ -72,13 +72,24 @@ class MultiChain(Workload):
     def _job(self, name: str, problem: Problem, namespace: str = "") -> Job:
         text = f"Question: {problem.question}\n{merged([''] * self.n_chains)}"
         prompt_tokens = self.count_tokens(text) + ANSWER_TOKENS
+        max_tokens = output_tokens(self.max_tokens, self.max_context_tokens, prompt_tokens, self.n_chains)
+
+        def cut(chain: str) -> str:
+            """A text may have more tokens when it is read again than when it was written."""
+            if self.max_context_tokens is None:
+                return chain
+            while self.count_tokens(chain) > max_tokens:
+                chain = chain[: -1 - len(chain) // 16]
+            return chain
+
         args = {
             "question": problem.question,
             "n_chains": self.n_chains,
-            "max_tokens": output_tokens(self.max_tokens, self.max_context_tokens, prompt_tokens, self.n_chains),
+            "max_tokens": max_tokens,
             "temperature": self.temperature,
             "chains": [recorded_chain(problem, i) for i in range(self.n_chains)],
             "answer": f" {problem.answer}.",
+            "cut": cut,
         }
         return Job(program=multi_chain, args=args, name=name, namespace=namespace, outputs=self.outputs)
 

@@ -43,7 +43,7 @@ class TreeOfThought(Workload):
         *,
         data_dir: str | None = None,
         task: str = "gsm8k",
-        n_questions: int | None = 16,
+        n_questions: int | None = 32,
         depth: int = 3,
         n_branches: int | None = None,
         max_tokens: int = 256,
@@ -120,14 +120,21 @@ class TreeOfThought(Workload):
         return Score("accuracy" if self.task == "gsm8k" else "solved", right / len(finished), len(finished))
 
     def _plans(self, name: str, problem: Problem, namespace: str = "") -> Job:
-        path = conversation(problem.question, self.levels)
+        max_tokens = self._max_tokens(conversation(problem.question, self.levels), len(self.levels))
+        limit = self.max_context_tokens
+
+        def fits(prompt: str) -> bool:
+            """Asked, since an output may have more tokens when its text is read again than when it was written."""
+            return limit is None or self.count_tokens(prompt) + max_tokens <= limit
+
         args = {
             "question": problem.question,
             "levels": self.levels,
             "n_branches": self.n_branches,
-            "max_tokens": self._max_tokens(path, len(self.levels)),
+            "max_tokens": max_tokens,
             "temperature": self.temperature,
             "recorded": recorded_outputs(problem, self.levels, self.n_branches),
+            "fits": None if limit is None else fits,
         }
         return Job(program=plans, args=args, name=name, namespace=namespace, outputs=self.outputs)
 
