@@ -29,15 +29,18 @@ class GSM8K(Workload):
         n_shots: int = 5,
         n_questions: int | None = 200,
         max_tokens: int = 256,
+        max_context_tokens: int | None = None,
         outputs: str = "auto",
         paper_compat: bool = False,
     ) -> None:
         """Raises ValueError for a value that isn't allowed."""
         need_at_least(n_shots=(n_shots, 0), n_questions=(n_questions, 1), max_tokens=(max_tokens, 1))
+        need_at_least(max_context_tokens=(max_context_tokens, 1))
         self.data_dir = data_dir
         self.n_shots = n_shots
         self.n_questions = n_questions
         self.max_tokens = max_tokens
+        self.max_context_tokens = max_context_tokens
         self.asked_outputs = outputs
         self.paper_compat = paper_compat
         self._jobs: list[Job] = []
@@ -48,10 +51,26 @@ class GSM8K(Workload):
         shots = (test if self.paper_compat else train)[: self.n_shots]
         if len(shots) < self.n_shots:
             raise DataError(f"n_shots={self.n_shots}, but there are only {len(shots)} problems to show; give fewer")
-        examples = examples_text(shots)
         chosen = test[: self.n_questions]
+        examples = self._examples(shots, chosen)
         self._jobs = [self._job(f"gsm8k/{i}", examples, problem) for i, problem in enumerate(chosen)]
         self._answers = {job.name: problem.answer for job, problem in zip(self._jobs, chosen, strict=True)}
+
+    def _examples(self, shots: Sequence[Problem], asked: Sequence[Problem]) -> str:
+        """Shots are left out, last first, until the longest question fits. Raises DataError where none does."""
+        if self.max_context_tokens is None:
+            return examples_text(shots)
+        longest = max((question_text(one) for one in asked), key=self.count_tokens)
+        for n in range(len(shots), -1, -1):
+            examples = examples_text(shots[:n])
+            if self.count_tokens(examples + longest) + self.max_tokens <= self.max_context_tokens:
+                break
+        else:
+            raise DataError(f"max_context_tokens={self.max_context_tokens} has no room for {longest!r:.60}; give more")
+        if n < len(shots):
+            note = f"to fit into {self.max_context_tokens} tokens, {n} of {len(shots)} examples are shown"
+            self.data = self.data._replace(note="; ".join(one for one in (self.data.note, note) if one))
+        return examples
 
     def jobs(self) -> list[Job]:
         return list(self._jobs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lang
 
@@ -16,6 +16,9 @@ STYLES = (
 )
 
 
+ANSWER_TOKENS = 16
+
+
 @lang.function
 def multi_chain(
     s: lang.ProgramState,
@@ -25,16 +28,20 @@ def multi_chain(
     temperature: float,
     chains: Sequence[str],
     answer: str,
+    cut: Callable[[str], str],
 ) -> None:
-    """chains, answer: the recorded outputs."""
+    """chains, answer: the recorded outputs. cut: as much of a chain as the last prompt has room for."""
     s += f"Question: {question}\n"
     branches = s.fork(n_chains)
     for i, branch in enumerate(branches):
         branch += f"{STYLES[i % len(STYLES)]}\nAnswer:"
         branch += lang.gen("chain", max_tokens=max_tokens, stop="Question", temperature=temperature, recorded=chains[i])
     branches.join()
-    s += "Several people have answered this question:\n"
-    for i in range(n_chains):
-        s += f"Answer {i + 1}:{s['chain'][i].rstrip()}\n"
-    s += "Taking them together, the number asked for is"
-    s += lang.gen("answer", max_tokens=16, stop="\n", temperature=temperature, recorded=answer)
+    s += merged([cut(s["chain"][i]) for i in range(n_chains)])
+    s += lang.gen("answer", max_tokens=ANSWER_TOKENS, stop="\n", temperature=0, recorded=answer)
+
+
+def merged(chains: Sequence[str]) -> str:
+    """What follows the question in the last prompt."""
+    told = "".join(f"Answer {i}:{chain.rstrip()}\n" for i, chain in enumerate(chains, 1))
+    return f"Several people have answered this question:\n{told}Taking them together, the number asked for is"

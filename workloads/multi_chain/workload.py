@@ -8,7 +8,8 @@ from lang.runner import ProgramRun
 from workloads.base import Job, Outputs, Score, Workload
 from workloads.gsm8k.data import Problem, last_number, load_problems, same_number
 from workloads.gsm8k.sample import warmup_problems
-from workloads.multi_chain.program import STYLES, multi_chain
+from workloads.multi_chain.program import ANSWER_TOKENS, STYLES, merged, multi_chain
+from workloads.room import need_temperature, output_tokens
 from workloads.sources import need_at_least
 
 
@@ -28,15 +29,19 @@ class MultiChain(Workload):
         n_chains: int = 5,
         max_tokens: int = 256,
         temperature: float = 0.3,
+        max_context_tokens: int | None = None,
         outputs: str = "auto",
     ) -> None:
         """Raises ValueError for a value that isn't allowed."""
         need_at_least(n_questions=(n_questions, 1), n_chains=(n_chains, 1), max_tokens=(max_tokens, 1))
+        need_at_least(max_context_tokens=(max_context_tokens, 1))
+        need_temperature(temperature)
         self.data_dir = data_dir
         self.n_questions = n_questions
         self.n_chains = n_chains
         self.max_tokens = max_tokens
         self.temperature = temperature
+        self.max_context_tokens = max_context_tokens
         self.asked_outputs = outputs
         self._jobs: list[Job] = []
         self._answers: dict[str, str] = {}
@@ -65,13 +70,26 @@ class MultiChain(Workload):
         return Score("accuracy", right / len(finished), len(finished))
 
     def _job(self, name: str, problem: Problem, namespace: str = "") -> Job:
+        text = f"Question: {problem.question}\n{merged([''] * self.n_chains)}"
+        prompt_tokens = self.count_tokens(text) + ANSWER_TOKENS
+        max_tokens = output_tokens(self.max_tokens, self.max_context_tokens, prompt_tokens, self.n_chains)
+
+        def cut(chain: str) -> str:
+            """A text may have more tokens when it is read again than when it was written."""
+            if self.max_context_tokens is None:
+                return chain
+            while self.count_tokens(chain) > max_tokens:
+                chain = chain[: -1 - len(chain) // 16]
+            return chain
+
         args = {
             "question": problem.question,
             "n_chains": self.n_chains,
-            "max_tokens": self.max_tokens,
+            "max_tokens": max_tokens,
             "temperature": self.temperature,
             "chains": [recorded_chain(problem, i) for i in range(self.n_chains)],
             "answer": f" {problem.answer}.",
+            "cut": cut,
         }
         return Job(program=multi_chain, args=args, name=name, namespace=namespace, outputs=self.outputs)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from workloads.base import DataSource
-from workloads.data import DataError, as_text, jsonl_rows
+from workloads.data import DataError, as_text, check_fields, jsonl_rows
 from workloads.react.sample import sample_chains, sample_examples, sample_tasks
 from workloads.sources import Files, find_files, joined, sample_source
 
@@ -81,41 +82,52 @@ def load_live(data_dir: str | None) -> Live:
             tuple(Task(*task) for task in tasks),
             tuple(Page(*page) for page in pages),
         )
-    prompts = find_files("react", data_dir, (PROMPTS,)) if _has_react(data_dir) else None
+    prompts = find_files("react", data_dir, (), (PROMPTS,))
     tasks_found: list[Task] = []
     pages_found: dict[str, Page] = {}
     name = str(found.paths[TASKS])
     fields = {"question": str, "answer": str, "supporting_facts": dict, "context": dict}
     for place, row in jsonl_rows(name, found.contents[TASKS], fields):
-        try:
-            gold = tuple(dict.fromkeys(row["supporting_facts"]["title"]))
-            context = zip(row["context"]["title"], row["context"]["sentences"], strict=True)
-            for title, sentences in context:
-                pages_found.setdefault(title, Page(title, tuple(sentence.strip() for sentence in sentences)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{place}: supporting_facts or context have another form ({error!r})") from error
-        tasks_found.append(Task(row["question"], row["answer"], gold))
-    source = found.source if prompts is None else joined(found.source, prompts.source)  # type: ignore[union-attr]
-    examples = sample_examples() if prompts is None else _examples(prompts)  # type: ignore[arg-type]
+        gold, context = row["supporting_facts"].get("title"), row["context"]
+        titles, texts = context.get("title"), context.get("sentences")
+        if not _are_texts(gold) or not gold:
+            raise DataError(f"{place}: supporting_facts needs a list of titles")
+        if not _are_texts(titles) or not isinstance(texts, list) or not all(map(_are_texts, texts)):
+            raise DataError(f"{place}: context needs a list of titles and, for each, a list of sentences")
+        if len(titles) != len(texts):
+            raise DataError(f"{place}: context has {len(titles)} titles for {len(texts)} pages")
+        for title, sentences in zip(titles, texts):
+            pages_found.setdefault(title, Page(title, tuple(sentence.strip() for sentence in sentences)))
+        tasks_found.append(Task(row["question"], row["answer"], tuple(dict.fromkeys(gold))))
+    if not tasks_found:
+        raise DataError(f"{name}: no questions in it; get the file again")
+    source, examples = found.source, sample_examples()
+    if isinstance(prompts, Files) and PROMPTS in prompts.contents:
+        source, examples = joined(source, prompts.source), _examples(prompts)
+    else:
+        source = source._replace(note=f"the solved examples are our own: {PROMPTS} isn't there")
     return Live(source, examples, tuple(tasks_found), tuple(pages_found.values()))
 
 
-def _has_react(data_dir: str | None) -> bool:
-    try:
-        return isinstance(find_files("react", data_dir, (PROMPTS,)), Files)
-    except DataError:  # a folder with the questions alone
-        return False
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _examples(found: Files) -> str:
     name = str(found.paths[PROMPTS])
     try:
-        examples = json.loads(as_text(name, found.contents[PROMPTS]))[EXAMPLES]
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{name}: no prompts with the key {EXAMPLES!r} ({error!r}); get the file again") from error
-    return str(examples).strip() + "\n"
+        prompts = json.loads(as_text(name, found.contents[PROMPTS]))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}, line {error.lineno}: not JSON ({error.msg}); get the file again") from error
+    if not isinstance(prompts, dict):
+        raise DataError(f"{name}: a JSON object of prompts is needed, not {type(prompts).__name__}")
+    check_fields(name, prompts, {EXAMPLES: str})
+    return str(prompts[EXAMPLES]).strip() + "\n"
+
+
+def examples_of(text: str) -> list[str]:
+    """The solved examples one by one; each begins with `Question:`."""
+    return [part for part in re.split(r"^(?=Question:)", text, flags=re.MULTILINE) if part]
 
 
 def _chain(place: str, row: Mapping[str, Any]) -> Chain:

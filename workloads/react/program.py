@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lang
 from workloads.react.data import Turn
@@ -41,18 +41,13 @@ def replay_as_in_the_paper(
     """What is generated is thrown away and the record appended, once for each turn, and generated once more."""
     s += f"{INSTRUCTION}{examples}Question: {question}\n"
     for i, turn in enumerate((*turns, LAST), 1):
+        s += f"Thought {i}:"
         branch = s.fork(1)
-        branch += lang.gen(
-            f"turn{i}",
-            max_tokens=max_tokens,
-            stop="Observation",
-            temperature=0,
-            recorded=f"Thought {i}:{said(i, turn)}",
-        )
+        branch += lang.gen(f"turn{i}", max_tokens=max_tokens, stop="Observation", temperature=0, recorded=said(i, turn))
+        branch[0].sync()  # the script's join waits, too
         branch.join()
-        s.sync()
         if turn is not LAST:
-            s += f"Thought {i}:{said(i, turn)}Observation {i}: {turn.observation}\n"
+            s += f"{said(i, turn)}Observation {i}: {turn.observation}\n"
 
 
 @lang.function
@@ -66,20 +61,26 @@ def agent(
     tool_seconds: float,
     recorded: Sequence[Turn],
     follow: bool,
+    fits: Callable[[str], bool],
 ) -> str:
-    """The answer; empty when the steps ran out. follow: actions are the recorded ones, whatever the model says."""
+    """The answer; empty when the steps ran out, or the next one might not fit into the context.
+
+    follow: actions are the recorded ones, whatever the model says.
+    """
     s += f"{INSTRUCTION}{examples}Question: {question}\n"
     desk = Desk(library)
     for i in range(1, max_steps + 1):
         turn = recorded[min(i, len(recorded)) - 1]
         s += f"Thought {i}:"
+        if not fits(s.text()):
+            break
         s += lang.gen(f"turn{i}", max_tokens=max_tokens, stop="Observation", temperature=0, recorded=said(i, turn))
-        action = parsed_action(turn.action if follow else s[f"turn{i}"])
-        if follow:
-            s.sync()
+        written = s[f"turn{i}"]  # a tool works on what is there
+        action = parsed_action(turn.action if follow else written)
         if action is not None and action.name == "finish":
             return action.argument
         if tool_seconds:
             s.sleep(tool_seconds)
-        s += f"Observation {i}: {desk.act(action)}\n"
+        ended = "" if written.endswith("\n") else "\n"
+        s += f"{ended}Observation {i}: {desk.act(action)}\n"
     return ""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import lang
-from workloads.tree_of_thought.numbers import TARGET, Numbers, Step, as_numbers, gives_24, parsed_step, written
+from workloads.tree_of_thought.numbers import TARGET, Numbers, as_numbers, gives_24, parsed_step, written
 
 PROPOSE = """Two of the numbers are joined by + - * or / at each step. List possible next steps, one a line.
 Input: 2 8 8 14
@@ -45,6 +45,9 @@ Steps:
 2 * 12 = 24 (left: 24)
 Answer: (6 - 4) * (4 + 8) = 24
 """
+LONGEST = max(PROPOSE, VALUE, ANSWER, key=len) + "Input: 10 11 12 13\nPossible next steps:\n"
+N_OUTPUTS = 4
+"""Three steps that were written before, and the expression for them: so many end up in one prompt."""
 WORTH = {"sure": 20.0, "likely": 1.0, "impossible": 0.001}
 """Of a vote, as in the paper's code."""
 N_VOTES = 3
@@ -56,7 +59,7 @@ class Recorded(NamedTuple):
     proposals: Mapping[str, str]
     """Steps so far (each a line, ended) -> next steps, a line each."""
     votes: Mapping[str, Sequence[str]]
-    """Steps -> what each vote ends with. A thought that isn't there was a double, and wasn't asked about."""
+    """Steps -> what each vote ends with. A thought that isn't there wasn't asked about, and is worth nothing."""
     answers: Mapping[str, str]
     """Steps -> expression."""
     said: str = ""
@@ -86,6 +89,11 @@ class Thought(NamedTuple):
     left: Numbers
 
 
+class Valued(NamedTuple):
+    thought: Thought
+    value: float
+
+
 @lang.function
 def breadth_first(
     s: lang.ProgramState, puzzle: str, keep: int, max_tokens: int, recorded: Recorded, follow: bool
@@ -96,10 +104,9 @@ def breadth_first(
     """
     frontier = [Thought("", as_numbers(puzzle))]
     for _ in range(3):
-        thoughts = [t for asked in _proposed(frontier, max_tokens, recorded, follow) for t in asked]
-        values = _valued(thoughts, max_tokens, recorded, follow)
-        best = sorted(range(len(thoughts)), key=lambda i: -values[i])[:keep]  # stable: the first of equals
-        frontier = [thoughts[i] for i in best]
+        grown = _grown(frontier, None, max_tokens, recorded, follow)
+        best = sorted(grown, key=lambda one: -one.value)[:keep]  # stable: the first of equals
+        frontier = [one.thought for one in best]
     return _answered(puzzle, frontier, max_tokens, recorded, follow)
 
 
@@ -117,52 +124,46 @@ def depth_first(s: lang.ProgramState, puzzle: str, keep: int, max_tokens: int, r
             if gives_24(said, puzzle):
                 return said
             continue
-        (thoughts,) = _proposed([thought], max_tokens, recorded, follow)
-        values = _valued(thoughts[:keep], max_tokens, recorded, follow)
-        likely = [i for i in range(len(values)) if values[i] > WORTH["likely"] + 2 * WORTH["impossible"]]
-        open_ += [thoughts[i] for i in sorted(likely, key=lambda i: values[i])]
+        grown = _grown([thought], keep, max_tokens, recorded, follow)
+        likely = [one for one in grown if one.value > WORTH["likely"] + 2 * WORTH["impossible"]]
+        open_ += [one.thought for one in sorted(likely, key=lambda one: one.value)]
     return ""
 
 
-def _proposed(frontier: Sequence[Thought], max_tokens: int, recorded: Recorded, follow: bool) -> list[list[Thought]]:
-    """Asked about side by side. What isn't a step from its thought is left."""
-    said = [recorded.proposals.get(thought.steps, recorded.said) for thought in frontier]
+def _grown(
+    frontier: Sequence[Thought], most: int | None, max_tokens: int, recorded: Recorded, follow: bool
+) -> list[Valued]:
+    """What is proposed for each of the frontier (at most so many for one), with its value.
+
+    All thoughts are asked about side by side, and what is proposed for one is valued while others are still awaited.
+    What the same numbers are left of is asked about once and has one value, as in the paper's code.
+    """
+    proposals = [recorded.proposals.get(thought.steps, recorded.said) for thought in frontier]
     asked = [
-        {"left": written(thought.left), "max_tokens": max_tokens, "recorded": text}
-        for thought, text in zip(frontier, said, strict=True)
+        propose(left=written(thought.left), max_tokens=max_tokens, recorded=text)
+        for thought, text in zip(frontier, proposals, strict=True)
     ]
-    texts = said if follow else []
-    states = propose.run_batch(asked) if asked else []
-    if not follow:
-        texts = [state["steps"] for state in states]
-    return [_thoughts(thought, text) for thought, text in zip(frontier, texts, strict=True)]
+    thoughts: list[Thought] = []
+    calls: dict[Numbers, lang.ProgramState] = {}
+    for thought, state, text in zip(frontier, asked, proposals, strict=True):
+        said = state["steps"]
+        for grown in _thoughts(thought, text if follow else said, exact=not follow)[:most]:
+            thoughts.append(grown)
+            votes = recorded.votes.get(grown.steps)
+            if grown.left not in calls and (votes is not None or not follow):
+                votes = votes or ("impossible",) * N_VOTES
+                calls[grown.left] = value(left=written(grown.left), max_tokens=max_tokens, recorded=votes)
+    cast = {left: state["votes"] for left, state in calls.items()}
+    if follow:
+        return [Valued(thought, worth(recorded.votes.get(thought.steps, ()))) for thought in thoughts]
+    return [Valued(thought, worth(cast[thought.left])) for thought in thoughts]
 
 
-def _thoughts(thought: Thought, text: str) -> list[Thought]:
-    steps: list[Step] = []
-    for line in text.split("\n"):
-        step = parsed_step(line, thought.left)
-        if step is not None and step.line not in [one.line for one in steps]:
-            steps.append(step)
+def _thoughts(thought: Thought, text: str, exact: bool) -> list[Thought]:
+    """One for each line that is a step; exact: from the thought's own numbers, without a slip of the pen."""
+    lines = dict.fromkeys(line.strip() for line in text.split("\n"))
+    steps = [step for line in lines if (step := parsed_step(line, thought.left if exact else None)) is not None]
     return [Thought(f"{thought.steps}{step.line}\n", step.left) for step in steps]
-
-
-def _valued(thoughts: Sequence[Thought], max_tokens: int, recorded: Recorded, follow: bool) -> list[float]:
-    """Side by side. Of thoughts that leave the same numbers the first is asked about, the others are worth nothing."""
-    first: dict[Numbers, int] = {}
-    for i, thought in enumerate(thoughts):
-        first.setdefault(thought.left, i)
-    asked = sorted(first.values())
-    votes = [recorded.votes.get(thoughts[i].steps, ("impossible",) * N_VOTES) for i in asked]
-    arguments = [
-        {"left": written(thoughts[i].left), "max_tokens": max_tokens, "recorded": said}
-        for i, said in zip(asked, votes, strict=True)
-    ]
-    states = value.run_batch(arguments) if arguments else []
-    values = [0.0] * len(thoughts)
-    for i, state, said in zip(asked, states, votes, strict=True):
-        values[i] = worth(said if follow else state["votes"])
-    return values
 
 
 def worth(votes: Sequence[str]) -> float:
@@ -173,10 +174,16 @@ def worth(votes: Sequence[str]) -> float:
 
 
 def _answered(puzzle: str, frontier: Sequence[Thought], max_tokens: int, recorded: Recorded, follow: bool) -> str:
-    """The expression for the first thought that may be 24, or for the first of all."""
-    if not frontier:
-        return ""
-    done = next((thought for thought in frontier if thought.left == (TARGET,)), frontier[0])
-    said = recorded.answers.get(done.steps, recorded.said)
-    state = answer.run(puzzle=puzzle, steps=done.steps, max_tokens=max_tokens, recorded=said)
-    return str(said if follow else state["answer"]).strip()
+    """Expressions for all thoughts that may be 24, side by side, or for the first where none is; the first right one.
+
+    As in the paper, a puzzle is solved if one of those that were kept solves it; where none does, the first is given.
+    """
+    done = [thought for thought in frontier if thought.left == (TARGET,)] or frontier[:1]
+    said = [recorded.answers.get(thought.steps, recorded.said) for thought in done]
+    asked = [
+        answer(puzzle=puzzle, steps=thought.steps, max_tokens=max_tokens, recorded=text)
+        for thought, text in zip(done, said, strict=True)
+    ]
+    texts = [state["answer"] for state in asked]
+    given = [text.strip() for text in (said if follow else texts)]
+    return next((one for one in given if gives_24(one, puzzle)), given[0] if given else "")

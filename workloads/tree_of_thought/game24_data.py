@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,11 +35,11 @@ def load_puzzles(data_dir: str | None) -> Puzzles:
         return Puzzles(sample_source("the Game of 24", SAMPLE, found.why), SAMPLE, {})
     name = str(found.paths[PUZZLES])
     rows = [(place, row[1]) for place, row in csv_rows(name, found.contents[PUZZLES], 6)][1:]
+    if not rows:
+        raise DataError(f"{name}: no puzzles in it; get the file again")
     for place, puzzle in rows:
-        try:
-            as_numbers(puzzle)
-        except ValueError as error:
-            raise DataError(f"{place}: {puzzle!r} aren't four numbers") from error
+        if not re.fullmatch(r"\d+( \d+){3}", puzzle):
+            raise DataError(f"{place}: {puzzle!r} isn't four whole numbers with blanks between them")
     logs = {}
     if LOG in found.contents:
         logs = _logs(str(found.paths[LOG]), found.contents[LOG])
@@ -50,9 +51,9 @@ def _logs(name: str, content: bytes) -> dict[str, Recorded]:
     try:
         runs = json.loads(as_text(name, content))
         return {run["steps"][0]["x"]: _log(run["steps"]) for run in runs}
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{name}: not a log of the Game of 24 ({error!r}); get the file again") from error
 
 
@@ -66,8 +67,8 @@ def _log(levels: Sequence[Mapping[str, Any]]) -> Recorded:
             before += "\n" if before else ""
             if "left:" in line:
                 proposals[before] = proposals.get(before, "") + line + "\n"
-                if worth:
-                    votes[said] = votes_of(worth)
+                if worth or isinstance(worth, float):  # doubles have a whole 0, three votes for nothing 0.0
+                    votes.setdefault(said, votes_of(worth))
             else:
                 answers.setdefault(before, " " + line.removeprefix("Answer: "))
     return Recorded(proposals, votes, answers, said="none")

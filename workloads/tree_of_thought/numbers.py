@@ -13,7 +13,8 @@ from typing import NamedTuple
 TARGET = Fraction(24)
 Numbers = tuple[Fraction, ...]
 """Ascending."""
-_STEP = re.compile(r"^\s*(?P<done>.+?)\s*=\s*(?P<result>[^=()]+?)\s*\(left:\s*(?P<left>[^)]*(?:\([^)]*\)[^)]*)*)\)\s*$")
+_STEP = re.compile(r"\S.*\(.*?left:\s*(?P<left>(?:\([^()]*\)|[^()])*)\)")
+"""Remarks may follow."""
 
 
 class Step(NamedTuple):
@@ -60,17 +61,21 @@ def can_be_24(numbers: Numbers) -> bool:
     return any(can_be_24(step.left) for step in steps_from(numbers))
 
 
-def parsed_step(line: str, before: Numbers) -> Step | None:
-    """The step that a line of a model's says; None when it isn't one whose numbers follow from `before`."""
-    found = _STEP.match(line)
+def parsed_step(line: str, before: Numbers | None) -> Step | None:
+    """The step that a line of a model's says; None when it isn't one whose numbers follow from `before`.
+
+    before None: what is said to be left is believed.
+    """
+    found = _STEP.match(line.strip())
     if found is None:
         return None
     try:
-        left = as_numbers(found["left"])
+        left = as_numbers(found["left"].replace("~", ""))
     except ValueError:
         return None
-    possible = {step.left for step in steps_from(before)}
-    return Step(line.strip(), left) if left in possible else None
+    if before is not None and left not in {step.left for step in steps_from(before)}:
+        return None
+    return Step(line.strip(), left)
 
 
 def gives_24(expression: str, puzzle: str) -> bool:

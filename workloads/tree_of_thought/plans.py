@@ -7,7 +7,7 @@ and two branches, the deep one (2 + 4 + 8 + 16).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lang
 from workloads.gsm8k.data import Problem, last_number
@@ -30,13 +30,21 @@ def plans(
     max_tokens: int,
     temperature: float,
     recorded: Sequence[str],
+    fits: Callable[[str], bool] | None,
 ) -> str:
-    """The number that most leaves end with. recorded: an output for each call, in the order of `paths`."""
+    """The number that most leaves end with. recorded: an output for each call, in the order of `paths`.
+
+    fits: whether a prompt leaves room for an output; a branch ends where it doesn't. None: every branch goes on.
+    """
     outputs = dict(zip(paths(len(levels), n_branches), recorded, strict=True))
     leaves: dict[tuple[int, ...], lang.ProgramState] = {(): s}
+    ended: list[str] = []
     for level in levels:
         grown: dict[tuple[int, ...], lang.ProgramState] = {}
         for path, state in leaves.items():
+            if path and fits is not None and not fits(state.text() + conversation(question, [level])):
+                ended.append(state[levels[len(path) - 1]])
+                continue
             state += lang.user(LEVELS[level].format(question=question))
             for i, branch in enumerate(state.fork(n_branches)):
                 here = (*path, i)
@@ -44,7 +52,12 @@ def plans(
                 branch += lang.assistant(call)
                 grown[here] = branch
         leaves = grown
-    return majority([last_number(leaf[levels[-1]]) for leaf in leaves.values()])
+    return majority([last_number(text) for text in (*ended, *(leaf[levels[-1]] for leaf in leaves.values()))])
+
+
+def conversation(question: str, levels: Sequence[str]) -> str:
+    """What a leaf's prompt holds besides outputs, with about what a chat template puts around messages."""
+    return "".join(f"### user\n{LEVELS[level].format(question=question)}\n\n### assistant\n\n\n" for level in levels)
 
 
 def paths(depth: int, n_branches: int) -> list[tuple[int, ...]]:
