@@ -6,13 +6,18 @@ Qin et al., Mooncake: A KVCache-centric Disaggregated Architecture for LLM Servi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from workloads.data import DataError, jsonl_rows
 from workloads.exact_text import ExactText
 
-FIELDS = {"timestamp": (int, float), "input_length": int, "output_length": int, "hash_ids": list}
+FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "timestamp": (int, float),
+    "input_length": int,
+    "output_length": int,
+    "hash_ids": list,
+}
 
 
 class BlockRequest(NamedTuple):
@@ -52,8 +57,8 @@ def read_blocks(name: str, content: bytes, block_tokens: int) -> list[BlockReque
         for one in ids:
             if before.setdefault(one, last) != last or one == last:
                 raise DataError(
-                    f"{place}: block {one} stands after block {last} here and after {before[one]} elsewhere; an id must "
-                    "name a block together with all that stands before it"
+                    f"{place}: block {one} stands after block {last} here and after {before[one]} elsewhere; an id "
+                    "must name a block together with all that stands before it"
                 )
             numbers.setdefault(one, len(numbers))
             last = one
@@ -81,8 +86,8 @@ class BlockText:
         self.digits = text.digits(n_blocks)
         if block_tokens < self.digits + text.opening:
             raise DataError(
-                f"block_tokens={block_tokens} is too short to tell {n_blocks} blocks apart with this tokenizer: it must "
-                f"be {self.digits + text.opening} or more"
+                f"block_tokens={block_tokens} is too short to tell {n_blocks} blocks apart with this tokenizer: "
+                f"it must be {self.digits + text.opening} or more"
             )
 
     def tokens(self, request: BlockRequest) -> int:
@@ -112,7 +117,7 @@ class BlockText:
         alike. A prompt's last token never counts.
         """
         longest: dict[tuple[int | None, object], int] = {}
-        """Tokens of a block that some prompt had: by the block before it, and its number or some of its first digits."""
+        """Tokens of a block that some prompt had: by the block before it, and its number or its first digits."""
         found = []
         for request in requests:
             tokens = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,12 @@ from workloads.trace.sample import sample_agent, sample_azure, sample_mooncake
 MOONCAKE = "conversation_trace.jsonl"
 AGENTS = ("miniswe", "taubench")
 AZURE = ("conv", "code")
+AGENT_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "timestamp": (int, float),
+    "input": str,
+    "output": str,
+    "session_id": str,
+}
 AZURE_COLUMNS = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
 
 
@@ -68,9 +74,8 @@ def own_file(path: str) -> File:
 def agent_calls(data_dir: str | None, part: str) -> tuple[DataSource, list[AgentCall]]:
     """Calls of `miniswe` or `taubench`, by time. Raises DataError naming file and line."""
     file = _found("trace_lmcache_agent", data_dir, f"{part}.jsonl", "LMCache's agent traces", sample_agent)
-    fields = {"timestamp": (int, float), "input": str, "output": str, "session_id": str}
     calls = []
-    for place, row in jsonl_rows(file.name, file.content, fields):
+    for place, row in jsonl_rows(file.name, file.content, AGENT_FIELDS):
         if not row["input"]:
             raise DataError(f"{place}: the input is empty; every call needs a prompt")
         calls.append(AgentCall(place, row["timestamp"] / 1e6, row["session_id"], row["input"], row["output"]))

@@ -160,7 +160,7 @@ class Trace(Workload):
                 prompt = text.joined(text.numbered(one.number, n_words, digits), one.place)
                 args = {"prompt": prompt, "max_tokens": output}
                 self._jobs.append(self._job(f"trace/{one.number}", args, at=self._at(one)))
-        told = f"lengths times {self.length_scale:g}; the trace has lengths only, so every prompt is unique and nothing is shared"
+        told = f"lengths times {self.length_scale:g}; it has lengths only, so prompts are unique: nothing is shared"
         self._tell(source, told, len(window) - len(self._jobs))
 
     def _load_agents(self) -> None:
@@ -212,8 +212,8 @@ class Trace(Workload):
         found = [one for one in requests if self.start_s <= one.seconds < end][: self.limit]
         if not found:
             raise DataError(
-                f"no request of the trace comes within start_s={self.start_s:g}, duration_s={self.duration_s}; it lasts "
-                f"{requests[-1].seconds:.0f} s"
+                f"no request of the trace comes within start_s={self.start_s:g}, duration_s={self.duration_s}; it "
+                f"lasts {requests[-1].seconds:.0f} s"
             )
         return found
 
