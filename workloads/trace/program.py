@@ -32,7 +32,6 @@ def recorded_session(s: lang.ProgramState, calls: Sequence[Call], pause_s: float
     for i, call in enumerate(calls):
         if i:
             s.sleep(pause_s)
-        with s.copy() as alone:
-            alone += call.prompt
-            alone += lang.gen(f"answer{i}", max_tokens=call.max_tokens, temperature=0, recorded=call.recorded)
-            alone.sync()
+        alone = s.fork(1)[0]
+        alone += call.prompt + lang.gen("answer", max_tokens=call.max_tokens, temperature=0, recorded=call.recorded)
+        s[f"answer{i}"] = alone["answer"]
