@@ -21,7 +21,7 @@ def infinite_hit_rate(requests: Sequence[Request]) -> float:
     Earlier is by arrival (then by id). A request's KV is that of its prompt and its output, but for the last token,
     whose KV is never computed; of one that was broken off, what was computed. As in the engine, namespaces share
     nothing, a prompt's last token never counts, nor do the tokens whose log-probabilities are asked for, nor what comes
-    after joined branches (the engine may find branches themselves in its cache, which aren't counted here). NaN where
+    after joined branches (the engine may find branches themselves in its cache, which aren't counted here). 0 where
     nothing was admitted.
 
     With page_size=1 and one request at a time, an engine whose pool never fills has this rate, token for token. With
@@ -34,7 +34,7 @@ def infinite_hit_rate(requests: Sequence[Request]) -> float:
         if request.admitted_at is not None:
             tokens += request.prompt_tokens
             hits += found
-    return hits / tokens if tokens else float("nan")
+    return hits / tokens if tokens else 0.0
 
 
 def infinite_hits(requests: Sequence[Request]) -> list[int]:

@@ -18,6 +18,7 @@ from workloads.base import Workload
 WORKLOADS: Mapping[str, str] = {
     "hellaswag": "workloads.hellaswag:HellaSwag",
     "mmlu": "workloads.mmlu:MMLU",
+    "synthetic": "workloads.synthetic:Synthetic",
     "trace": "workloads.trace:Trace",
 }
 

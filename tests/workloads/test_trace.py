@@ -225,12 +225,12 @@ def test_lengths_are_scaled_with_the_blocks(tmp_path):
     assert {job.args["max_tokens"] for job in loaded(source=path, max_output_tokens=2).jobs()} == {1, 2}
 
 
-def test_outputs_are_as_long_as_recorded_whatever_the_model(engine, tmp_path):
+def test_outputs_are_as_long_as_recorded(engine, tmp_path):
     path = write(tmp_path, ROWS, "own.jsonl")
     assert [r.output_tokens for r in served_one_at_a_time(engine, loaded(source=path))] == [4, 1, 32, 4]
     trained = Trace(source=path)
     trained.choose_outputs("auto", random_weights=False)
-    assert trained.outputs == "fixed"
+    assert trained.outputs == "free"
     with pytest.raises(ValueError, match=r"outputs='recorded' isn't served by .*; allowed: auto, fixed, free"):
         trained.choose_outputs("recorded", random_weights=True)
 

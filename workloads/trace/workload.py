@@ -100,10 +100,6 @@ class Trace(Workload):
         )
         self._jobs: list[Job] = []
 
-    def choose_outputs(self, asked: str, random_weights: bool) -> None:
-        """`auto` is the recorded traffic whatever the model: a replay has the trace's own outputs, or their lengths."""
-        super().choose_outputs(self.served_outputs[0] if asked == "auto" else asked, random_weights)
-
     def load(self) -> None:
         if self.source == "agent":
             self._load_agents()
