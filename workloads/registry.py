@@ -16,10 +16,14 @@ from lang.sampling import closest
 from workloads.base import Workload
 
 WORKLOADS: Mapping[str, str] = {
+    "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
     "mmlu": "workloads.mmlu:MMLU",
+    "multi_chain": "workloads.multi_chain:MultiChain",
+    "react": "workloads.react:React",
     "synthetic": "workloads.synthetic:Synthetic",
     "trace": "workloads.trace:Trace",
+    "tree_of_thought": "workloads.tree_of_thought:TreeOfThought",
 }
 
 

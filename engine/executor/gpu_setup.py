@@ -14,6 +14,7 @@ from engine.executor.gpu_graphs import ladder
 from engine.executor.gpu_memory import Budget, check_weights, pool_pages
 from engine.executor.gpu_pool import bytes_per_token, kv_dtype_named
 from engine.models.llama_gpu import LlamaGpu
+from engine.models.llava import vision_parameters
 from engine.models.load import find_model, load_gpu_model
 from engine.models.weights import GPU_DTYPES, dtype_named, tensor_shapes
 from engine.request import Request, SamplingParams, Status
@@ -30,7 +31,7 @@ def load_and_set_up(config: EngineConfig) -> CudaExecutor:
     """Loads the model on the GPU and makes its executor. Raises ModelError, and ConfigError when it doesn't fit."""
     device = torch.device("cuda")
     shape, _ = find_model(config.model, config.model_seed, max_context=config.max_context)
-    n_weights = sum(int(np.prod(tensor)) for tensor in tensor_shapes(shape).values())
+    n_weights = sum(int(np.prod(tensor)) for tensor in tensor_shapes(shape).values()) + vision_parameters(shape)
     free, _ = torch.cuda.mem_get_info()
     check_weights(
         n_weights * dtype_named(config.dtype, GPU_DTYPES).itemsize, free, torch.cuda.get_device_name(), config.model
