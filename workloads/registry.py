@@ -18,6 +18,7 @@ from workloads.base import Workload
 WORKLOADS: Mapping[str, str] = {
     "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
+    "llava": "workloads.llava:LLaVA",
     "mmlu": "workloads.mmlu:MMLU",
     "multi_chain": "workloads.multi_chain:MultiChain",
     "react": "workloads.react:React",

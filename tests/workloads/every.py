@@ -7,6 +7,7 @@ from typing import Any
 SMALL: dict[str, list[dict[str, Any]]] = {
     "gsm8k": [{"n_shots": 2, "n_questions": 4, "max_tokens": 12}],
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
+    "llava": [{"n_questions": 4, "max_tokens": 6}],
     "mmlu": [{"subjects": 1, "limit": 4}],
     "multi_chain": [{"n_questions": 2, "n_chains": 3, "max_tokens": 12}],
     "react": [

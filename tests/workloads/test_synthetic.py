@@ -256,6 +256,7 @@ def test_a_run_leaves_its_note(preset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["workload.n_programs=6", "workload.rate_per_s=50", "workload.think_s=0", "workload.message_tokens=20"]
     monkeypatch.setattr(sys, "argv", ["run.py", f"workload={preset}", "policy=lru", *small])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     GlobalHydra.instance().clear()
     assert run.main() == 0
     assert "generated, not recorded: an endless cache finds" in capsys.readouterr().out

@@ -428,6 +428,7 @@ def test_a_run_of_the_sample_leaves_its_note(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["workload.limit=12", "workload.speed=50", "workload.max_output_tokens=4"]
     monkeypatch.setattr(sys, "argv", ["run.py", "workload=trace", "policy=lru", *arguments])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     GlobalHydra.instance().clear()
     assert run.main() == 0
     assert "blocks of 32 tokens instead of 512" in capsys.readouterr().out
