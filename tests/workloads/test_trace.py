@@ -340,7 +340,7 @@ def test_azures_lengths_become_unique_prompts(engine, tmp_path):
     requests = served_one_at_a_time(engine, workload)
     assert [(r.prompt_tokens, r.output_tokens) for r in requests] == [(160, 16), (32, 1)]
     assert [r.n_cached for r in requests] == [0, 1], "what the tokenizer puts before every text"
-    assert "nothing is shared" in workload.data.note
+    assert "prompts share their first words at most" in workload.data.note
 
 
 @pytest.mark.parametrize(

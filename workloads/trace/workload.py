@@ -156,7 +156,7 @@ class Trace(Workload):
                 prompt = text.joined(text.numbered(one.number, n_words, digits), one.place)
                 args = {"prompt": prompt, "max_tokens": output}
                 self._jobs.append(self._job(f"trace/{one.number}", args, at=self._at(one)))
-        told = f"lengths times {self.length_scale:g}; it has lengths only, so prompts are unique: nothing is shared"
+        told = f"lengths times {self.length_scale:g}; it has lengths only, so prompts share their first words at most"
         self._tell(source, told, len(window) - len(self._jobs))
 
     def _load_agents(self) -> None:
