@@ -122,6 +122,11 @@ class Session:
         try:
             workload = load_workload(config.workload, config.workload_args)
             system = make_system(config)
+            if workload.needs_images and not system.takes_images:
+                raise ValueError(
+                    f"its prompts have pictures, and model={config.model['name']} takes none; use model=llava-tiny, "
+                    "llava-small or llava-7b, or model.path=FOLDER with a LLaVA 1.5"
+                )
             if system.count_tokens is not None:
                 workload.count_tokens = system.count_tokens
             workload.choose_outputs(workload.asked_outputs, system.random_weights)

@@ -70,6 +70,9 @@ class Workload(ABC):
     count_tokens: Callable[[str], int] = staticmethod(bytes_in_fours)
     """Tokens of a text. The runner puts the model's own tokenizer here before it calls `load`."""
 
+    needs_images: bool = False
+    """Its programs send pictures: a model that takes none can't run it. The runner checks before it calls `load`."""
+
     asked_outputs: str = "auto"
     """What the configuration says: auto or one of `served_outputs`. A workload with a parameter `outputs` sets it when
     it is made."""

@@ -20,10 +20,13 @@ WORKLOADS: Mapping[str, str] = {
     "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
     "judge": "workloads.judge:Judge",
+    "llava": "workloads.llava:LLaVA",
     "mmlu": "workloads.mmlu:MMLU",
     "multi_chain": "workloads.multi_chain:MultiChain",
     "react": "workloads.react:React",
     "skeleton": "workloads.skeleton:Skeleton",
+    "synthetic": "workloads.synthetic:Synthetic",
+    "trace": "workloads.trace:Trace",
     "tree_of_thought": "workloads.tree_of_thought:TreeOfThought",
 }
 

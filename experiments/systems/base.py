@@ -42,6 +42,10 @@ class System(Protocol):
         """The model's weights are random: its answers mean nothing."""
 
     @property
+    def takes_images(self) -> bool:
+        """Prompts may have pictures."""
+
+    @property
     def count_tokens(self) -> Callable[[str], int] | None:
         """Tokens of a text by the model's own tokenizer; None where there is none."""
 

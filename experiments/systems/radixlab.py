@@ -49,6 +49,10 @@ class RadixlabSystem:
         return self.engine.capacity_tokens
 
     @property
+    def takes_images(self) -> bool:
+        return self.engine.takes_images
+
+    @property
     def count_tokens(self) -> Callable[[str], int] | None:
         tokenizer = self.engine.tokenizer
         return None if tokenizer is None else lambda text: len(tokenizer.encode(text))

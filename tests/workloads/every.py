@@ -14,6 +14,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     "gsm8k": [{"n_shots": 2, "n_questions": 4, "max_tokens": 12}],
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
     "judge": [{"n_articles": 2, "n_dimensions": 3, "max_tokens": 12}],
+    "llava": [{"n_questions": 4, "max_tokens": 6}],
     "mmlu": [{"subjects": 1, "limit": 4}],
     "multi_chain": [{"n_questions": 2, "n_chains": 3, "max_tokens": 12}],
     "react": [
@@ -23,6 +24,16 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"n_questions": 2, "mode": "live", "retriever": "embeddings"},
     ],
     "skeleton": [{"n_topics": 2, "n_tips": 3, "tip_tokens": 6, "detail_tokens": 12}],
+    "synthetic": [
+        {"n_programs": 5, "n_prefixes": 2, "prefix_tokens": 20, "message_tokens": 9, "think_s": 0, "tool_s": 0},
+        {"n_programs": 4, "n_prefixes": 0, "agents": 0, "turns": 1, "arrivals": "none"},
+    ],
+    "trace": [
+        {"limit": 6, "max_output_tokens": 4},
+        {"source": "agent", "limit": 6},
+        {"source": "agent", "limit": 6, "pace": "sessions", "pause_s": 0},
+        {"source": "azure", "limit": 6},
+    ],
     "tree_of_thought": [
         {"n_questions": 1, "n_branches": 2, "max_tokens": 8},
         {"n_questions": 1, "task": "game24", "search": "bfs", "keep": 2, "max_tokens": 90},
