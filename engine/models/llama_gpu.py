@@ -24,7 +24,7 @@ from engine.kernels.paged import PagedKV
 from engine.kernels.rms_norm import rms_norm
 from engine.kernels.rope_and_store import rope_and_store, rotary_tables
 from engine.kernels.silu_mul import silu_mul
-from engine.models.config import ModelConfig
+from engine.models.config import ModelConfig, ModelError
 from engine.models.rotary import Rotary
 from engine.models.weights import Tensors
 
@@ -148,7 +148,9 @@ def build_gpu(tensors: Tensors, *, deterministic: bool = False) -> LlamaGpu:
     product: Product = matmul_invariant if deterministic else F.linear
 
     def projection(*names: str) -> Projection:
-        weight, bias = tensors.stacked(*names)
+        weight, bias, scale = tensors.stacked(*names)
+        if scale is not None:
+            raise ModelError("weights in 8 bits run on the CPU only")
         return partial(product, weight=weight, bias=bias)
 
     def block(at: str) -> Block:
