@@ -28,6 +28,7 @@ from engine.memory import KVMemory
 from engine.meter import Meter, StepTimes
 from engine.metrics import Metrics
 from engine.output import Outputs
+from engine.pictures import PictureReader
 from engine.policies.base import Accept, Hint, Reject, RetryAt, broken
 from engine.policies.guard import Guard
 from engine.policies.registry import make_policy
@@ -65,6 +66,7 @@ class Engine:
         cost: PrefillCost = UNIT,
         text_is_recorded: bool = False,
         keep_history: bool = True,
+        pictures: PictureReader | None = None,
     ) -> None:
         """`keep_history`: keep the decision log and a sample a step, which grow for ever."""
         if config.overlap is None:
@@ -81,7 +83,9 @@ class Engine:
             capacity_tokens=executor.n_pages * config.page_size,
             page_size=config.page_size,
             text_is_recorded=text_is_recorded,
+            pictures=pictures,
         )
+        self.takes_images = pictures is not None
         self.on_finish: list[Callable[[Request], None]] = []
         self.log = Log(
             {
@@ -176,6 +180,7 @@ class Engine:
         prompt: str | Sequence[int] | np.ndarray,
         params: SamplingParams | None = None,
         *,
+        images: Sequence[Any] = (),
         splices: Sequence[Splice] = (),
         due: float | None = None,
         namespace: str = "",
@@ -191,6 +196,8 @@ class Engine:
     ) -> list[Request]:
         """Queues a prompt; returns its `params.n` requests.
 
+        `images`: for each place in the prompt (`<image>` in text, -1 in token ids) a picture: a file's bytes, its
+        path, or a PIL image. Its positions are part of the key: the same picture hits the cache, another never does.
         `splices`: parts of it that are branches which don't see one another (`engine.splices.concatenated`). Their KV
         is copied from where the branches themselves were served, as far as that is cached, and computed otherwise.
         What is computed on top of them is never cached, so that each such request takes its own copies. A token
@@ -205,7 +212,10 @@ class Engine:
         params = params if params is not None else SamplingParams()
         now = self.clock.now()
         try:
-            key, taken_back = self.constraints.heal(self.intake.check(prompt, params), params)
+            checked, pictures = self.intake.check_with_images(prompt, params, images)
+            if pictures and splices:
+                raise RequestError("images in a prompt with joined branches (splices) aren't served: use one of them")
+            key, taken_back = self.constraints.heal(checked, params)
             splices = self.intake.check_splices(key, params, cut(splices, len(key)) if taken_back else splices)
             if not isinstance(siblings, int) or siblings < 1:
                 raise RequestError(f"siblings={siblings!r} is not allowed: it must be 1 (itself alone) or more")
@@ -260,6 +270,7 @@ class Engine:
                 seed=self._seed(params, i),
                 eos=self.eos,
                 taken_back=taken_back,
+                pictures=pictures,
                 tokens=room if i == 0 else room.copy(),
                 n_tokens=len(key) + len(begins_with),
                 constraint=constraints[i] if constraints else None,

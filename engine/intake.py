@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from engine import splices
+from engine.pictures import PLACE, PLACEHOLDER, PictureReader, PlacedPicture, place
 from engine.request import RequestError, SamplingParams, Tokens, TooLong
 from engine.splices import Splice
 from engine.tokenizer import Tokenizer
@@ -26,6 +28,7 @@ class Intake:
         capacity_tokens: int,
         page_size: int,
         text_is_recorded: bool,
+        pictures: PictureReader | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
@@ -33,13 +36,23 @@ class Intake:
         self._capacity_tokens = capacity_tokens
         self._page_size = page_size
         self._text_is_recorded = text_is_recorded
+        self._pictures = pictures
 
     def check(self, prompt: Prompt, params: SamplingParams) -> Tokens:
         """The prompt's token ids: int64 [tokens]. Raises RequestError."""
-        key = self._tokens(prompt)
+        return self.check_with_images(prompt, params)[0]
+
+    def check_with_images(
+        self, prompt: Prompt, params: SamplingParams, images: Sequence[Any] = ()
+    ) -> tuple[Tokens, tuple[PlacedPicture, ...]]:
+        """The prompt's key: int64 [tokens], and the pictures in it. Raises RequestError."""
+        key, placed = self._seen(prompt, params, images) if images else (self._tokens(prompt), ())
         if len(key) == 0:
             raise RequestError("the prompt is empty: give at least one token (a beginning-of-sequence token, say)")
-        self._check_ids("the prompt", key)
+        if not self._text_is_recorded:  # a recorded prompt's pictures are known by their keys alone
+            self._check_ids("the prompt", key[key >= 0] if placed else key)
+        if self._pictures is not None and self._pictures.image_token_id in key:
+            raise RequestError(f"the prompt has a place for an image ({PLACEHOLDER}), but no images came with it")
         self._check_ids("forced_output", params.forced_output or ())
         self._check_ids("stop_token_ids", params.stop_token_ids)
         if params.prompt_logprobs is not None and params.prompt_logprobs_start >= len(key):
@@ -52,7 +65,45 @@ class Intake:
         if params.stop and self._tokenizer is None and not self._text_is_recorded:
             raise RequestError("stop strings need a tokenizer and this engine has none: use stop_token_ids")
         self._check_length(len(key), params.max_tokens)
-        return key
+        return key, placed
+
+    def _seen(
+        self, prompt: Prompt, params: SamplingParams, images: Sequence[Any]
+    ) -> tuple[Tokens, tuple[PlacedPicture, ...]]:
+        """A prompt with images. Raises RequestError."""
+        reader = self._pictures
+        if reader is None:
+            raise RequestError("the model takes no images: send text alone, or serve a model that sees (llava-...)")
+        tokens = self._with_places(prompt, reader)
+        n = int((tokens == PLACE).sum())
+        if n != len(images):
+            raise RequestError(
+                f"{len(images)} images for {n} places in the prompt: say {PLACEHOLDER} where each of them stands "
+                f"({PLACE} in a prompt of token ids)"
+            )
+        key, placed = place(tokens.tolist(), [reader.read(image) for image in images], reader.n_tokens)
+        if params.token_healing:
+            raise RequestError("token_healing in a prompt with images isn't served: leave it out")
+        if params.prompt_logprobs is not None and (key[params.prompt_logprobs_start :] < 0).any():
+            raise RequestError(
+                "prompt_logprobs of an image's positions aren't there, it has no tokens: set prompt_logprobs_start "
+                f"to {placed[-1].end} or more"
+            )
+        return key, placed
+
+    def _with_places(self, prompt: Prompt, reader: PictureReader) -> Tokens:
+        """Token ids, PLACE where an image stands."""
+        if not isinstance(prompt, str) or self._tokenizer is None or PLACEHOLDER in self._tokenizer.added_tokens:
+            tokens = self._tokens(prompt).copy()
+        else:  # the tokenizer has no token for it
+            first, *rest = prompt.split(PLACEHOLDER)
+            ids = list(self._tokenizer.encode(first))
+            for part in rest:
+                ids += [PLACE, *self._tokenizer.encode(part, add_special_tokens=False)]
+            tokens = np.asarray(ids, np.int64)
+        if reader.image_token_id is not None:
+            tokens[tokens == reader.image_token_id] = PLACE
+        return tokens
 
     def check_splices(self, key: Tokens, params: SamplingParams, given: Sequence[Splice]) -> tuple[Splice, ...]:
         """The splices of a prompt of these tokens. Raises RequestError.

@@ -8,11 +8,13 @@ from engine.clock import Clock
 from engine.config import EngineConfig
 from engine.cost import PrefillCost
 from engine.engine import Engine
+from engine.pictures import PictureReader
 from engine.tokenizer import Tokenizer, builtin_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from engine.executor.cpu import CpuExecutor
     from engine.executor.cuda import CudaExecutor
+    from engine.models.config import ModelConfig
 
 
 def make_engine(config: EngineConfig, *, clock: Clock | None = None, keep_history: bool = True) -> Engine:
@@ -33,7 +35,19 @@ def make_engine(config: EngineConfig, *, clock: Clock | None = None, keep_histor
         eos=model.eos_token_ids,
         cost=cost,
         keep_history=keep_history,
+        pictures=_pictures(config, model),
     )
+
+
+def _pictures(config: EngineConfig, model: ModelConfig) -> PictureReader | None:
+    """What reads pictures for the model, if it sees."""
+    if model.vision is None:
+        return None
+    from engine.models.load import model_folder
+    from engine.models.preprocess import picture_reader
+    from engine.models.shapes import SHAPES
+
+    return picture_reader(model, None if config.model in SHAPES else model_folder(config.model))
 
 
 def _cpu_executor(config: EngineConfig) -> CpuExecutor:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from engine.assembly import Assembly
     from engine.constraints.grammar import Grammar
     from engine.constraints.session import Constraint
+    from engine.pictures import PlacedPicture
     from engine.splices import Splice
 
 Tokens = npt.NDArray[np.int64]
@@ -226,6 +227,8 @@ class Request:
     """Token ids that end the output, unless `params.ignore_eos`."""
     taken_back: tuple[int, ...] = ()
     """What token healing took off the prompt's end (`key` is what is left): the output begins with its bytes."""
+    pictures: tuple[PlacedPicture, ...] = ()
+    """Of the prompt, in their order."""
     splices: tuple[Splice, ...] = ()
     """Parts of the prompt that are branches which don't see one another (see `engine.splices`)."""
     n_cacheable: int = sys.maxsize

@@ -23,6 +23,11 @@ class Cell(NamedTuple):
     workload: Workload
     system: System
 
+    @property
+    def answers_count(self) -> bool:
+        """The outputs are a trained model's own, so that they can be right or wrong."""
+        return not self.system.random_weights and self.workload.outputs == "free"
+
     def load(self, repeat: int) -> tuple[Sequence[Job], Load]:
         """The jobs and when they are due. The same for every cell of the same seed, so that runs can be paired."""
         jobs, config = self.workload.jobs(), self.config
@@ -101,5 +106,5 @@ def measure(cell: Cell, repeat: int, watcher: Watcher) -> Measured:
         programs=program_table(played.runs, origin, repeat),
         steps=steps,
         totals=system.totals(),
-        score=None if system.random_weights else cell.workload.score(played.runs),
+        score=cell.workload.score(played.runs) if cell.answers_count else None,
     )

@@ -24,7 +24,7 @@ from experiments.metrics import LATENCIES
 from experiments.outputs import OutputError, UnreadableRunError, read_summary, write_text, write_whole
 from experiments.statistics import Interval, paired_ratio, repeat_ratio
 
-MUST_AGREE = ("workload", "data.sha256", "model", "random_weights")
+MUST_AGREE = ("workload", "data.sha256", "model", "random_weights", "outputs")
 SHOULD_AGREE = (
     "seed",
     "load",

@@ -33,8 +33,13 @@ class Runner(Protocol):
         conversation: str,
         namespace: str,
         priority: int,
+        sampling: Mapping[str, Any],
     ) -> ProgramRun: ...
     def step(self) -> Sequence[ProgramRun]: ...
+
+    @property
+    def idle_until(self) -> float | None:
+        """When a program that sleeps goes on, if nothing can be done before; None otherwise."""
 
 
 class Closed(NamedTuple):
@@ -112,6 +117,15 @@ def play(
         while may_start():
             when, job = due(), waiting.popleft()
             runs.append(_start(runner, job, when))
+        if (
+            (awake := runner.idle_until) is not None
+            and isinstance(load, Open)
+            and waiting
+            and waiting[0].stage == stage
+        ):
+            clock.sleep_until(min(awake, due()))
+            if due() <= clock.now():
+                continue
         done += len(runner.step())
         on_step(done)
     return Played(started, clock.now(), tuple(runs))
@@ -129,6 +143,7 @@ def _start(runner: Runner, job: Job, due: float) -> ProgramRun:
             conversation=job.conversation,
             namespace=job.namespace,
             priority=job.priority,
+            sampling={} if job.outputs == "free" else {"outputs": job.outputs},
         )
     except TypeError as error:
         raise JobError(f"job {job.name!r} of the workload can't be started: {error}") from error

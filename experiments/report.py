@@ -31,6 +31,12 @@ LATENCY_ROWS = (
     ("e2e_s", "request, end to end"),
     ("program_latency_s", "program, end to end"),
 )
+OUTPUTS = {
+    "recorded": "Outputs are recorded: each call decoded the tokens that a recorded run has there, one by one, and "
+    "selects took its choices.",
+    "fixed": "Outputs are fixed: the model wrote what it liked, but as many tokens as the workload says for each call, "
+    "and selects took the recorded choices.",
+}
 COUNTS = (
     ("programs", "programs"),
     ("requests", "requests"),
@@ -104,6 +110,8 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
         found.append(
             "Random weights: speed and cache behaviour are real, the answers mean nothing, so no score is given."
         )
+    if (said := OUTPUTS.get(summary.get("outputs", "free"))) is not None:
+        found.append(said)
     if summary["errors"]:
         found.append(
             f"{summary['errors']} of {summary['programs']} programs failed; they count in no latency and no throughput."

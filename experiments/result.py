@@ -24,7 +24,7 @@ def summary_of(cell: Cell, measured: Sequence[Measured], environment: dict[str, 
     """summary.json: what was run, its figures, and under which conditions."""
     config, data = cell.config, cell.workload.data
     figures = summarise(measured)
-    if cell.system.random_weights:
+    if not cell.answers_count:
         figures["score"] = None
     timed = config.rate is None and config.parallel is None and all(job.at is not None for job in cell.workload.jobs())
     return _plain(
@@ -33,6 +33,7 @@ def summary_of(cell: Cell, measured: Sequence[Measured], environment: dict[str, 
             "policy": config.policy_label,
             "system": config.system["name"],
             "model": config.model.get("path") or config.model["name"],
+            "outputs": cell.workload.outputs,
             "random_weights": cell.system.random_weights,
             "device": cell.system.device,
             "seed": config.seed,

@@ -124,6 +124,7 @@ class Session:
             system = make_system(config)
             if system.count_tokens is not None:
                 workload.count_tokens = system.count_tokens
+            workload.choose_outputs(workload.asked_outputs, system.random_weights)
             workload.load()
         except (ValueError, TypeError, LookupError, OSError, PolicyError) as error:
             raise SetupError(f"{config.workload_label} with {config.policy_label}: {error}") from error

@@ -134,6 +134,8 @@ class Calls:
                 output.fail(CallError(f"{output.name} failed: {call.error}"))
             elif output.run.num_api_spec_tokens and not self._read(output, call):
                 continue
+            elif isinstance(output.expr, Select) and output.expr.recorded is not None and _is_forced(output):
+                call.texts = (output.expr.recorded,)
             self.ended(output)
 
     def give_up(self, output: Output, why: str) -> None:
@@ -260,6 +262,10 @@ class Calls:
                 self.send(follower)
                 if follower.finished:
                     ended.append(follower)
+
+
+def _is_forced(output: Output) -> bool:
+    return output.run.sampling.outputs != "free"
 
 
 class Lost(Exception):

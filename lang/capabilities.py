@@ -38,6 +38,8 @@ class Feature(enum.StrEnum):
     MIN_TOKENS = "min_tokens"
     IGNORE_EOS = "ignore_eos"
     FORCED_OUTPUT = "forced_output"
+    OUTPUTS = "outputs"
+    """Outputs that are recorded, or as long as recorded ones."""
     TOKEN_HEALING = "token_healing"
     CONCATENATE = "concatenate"
     """Branches joined by their KV."""
@@ -110,6 +112,7 @@ _SET_BY: Mapping[str, Feature] = {
     "min_tokens": Feature.MIN_TOKENS,
     "ignore_eos": Feature.IGNORE_EOS,
     "forced_output": Feature.FORCED_OUTPUT,
+    "outputs": Feature.OUTPUTS,
     "token_healing": Feature.TOKEN_HEALING,
 }
 _values = attrgetter(*_SET_BY)

@@ -55,6 +55,9 @@ class LoopRunner(Runner):
 
     # ---- programs
 
+    def sleep(self, run: ProgramRun, seconds: float) -> None:
+        raise RuntimeError(f"program {run.name!r}: s.sleep() isn't served on an event loop; use run or run_batch")
+
     def launch(self, run: ProgramRun) -> None:
         """An async program begins in a task of its own, at the loop's next turn."""
         if run.program.is_async:

@@ -44,6 +44,8 @@ class Select(Expr):
     name: str | None
     choices: tuple[str, ...]
     method: ChoicesMethod
+    recorded: str | None = None
+    """The choice that was taken in a recorded run: see `Sampling.outputs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,8 @@ def gen(
     ignore_eos: bool | None = None,
     seed: int | None = None,
     forced_output: Sequence[int] | None = None,
+    recorded: str | Sequence[str] | None = None,
+    outputs: str | None = None,
     token_healing: bool | None = None,
     logprobs: int | None = None,
     return_logprob: bool | None = None,
@@ -233,6 +237,8 @@ def gen(
         "ignore_eos": ignore_eos,
         "seed": seed,
         "forced_output": forced_output,
+        "recorded": recorded,
+        "outputs": outputs,
         "token_healing": token_healing,
         "logprobs": logprobs,
         "regex": regex,
@@ -246,9 +252,13 @@ def gen(
         raise TypeError(f"gen({said[0]}=..., {said[1]}=...): each says what the output looks like; give one of them")
     if choices is not None:
         given["temperature"] = temperature or None
+        taken = given.pop("recorded")
+        if not (taken is None or is_abstract(taken) or isinstance(taken, str)):
+            raise TypeError(f"gen(choices=..., recorded={taken!r:.80}): it must be the choice that was taken")
         if set_ := [key for key, value in given.items() if value is not None]:
             raise TypeError(f"gen(choices=...) scores whole choices: {', '.join(set_)} means nothing there; remove it")
-        return select(name, choices, choices_method=choices_method or "token_length_normalized")
+        method = choices_method or "token_length_normalized"
+        return select(name, choices, choices_method=method, recorded=taken)  # type: ignore[arg-type]
     if choices_method is not None:
         raise TypeError("gen(choices_method=...) needs choices=[...]")
     if dtype is not None:
@@ -273,9 +283,11 @@ def select(
     choices: Sequence[str] = (),
     temperature: float = 0.0,
     choices_method: str | ChoicesMethod = "token_length_normalized",
+    recorded: str | None = None,
 ) -> Select:
     """The choice that the model finds likeliest after the prompt, by `choices_method`.
 
+    recorded: the choice that is taken, once all are scored, where a run's `outputs` aren't free.
     Raises TypeError or ValueError when there is no choice, one is empty or no text, or a temperature is asked for.
     """
     _check_name(name)
@@ -288,7 +300,9 @@ def select(
             f"select(temperature={temperature}) isn't served: select takes the likeliest choice, temperature 0"
         )
     method = choices_method_named(choices_method) if isinstance(choices_method, str) else choices_method
-    return Select(name, tuple(choices), method)
+    if recorded is not None and not is_abstract(recorded) and recorded not in choices:
+        raise ValueError(f"select(recorded={recorded!r:.80}): it must be one of the choices {list(choices)!r:.200}")
+    return Select(name, tuple(choices), method, recorded)
 
 
 def _check_name(name: object) -> None:

@@ -23,6 +23,7 @@ from lang.output import FirstOf, Output, Trunk
 from lang.program_run import Awaited, Growth, ProgramRun, Progress
 from lang.sampling import Sampling, overrides
 from lang.state import ProgramState
+from lang.timers import Timers
 
 if TYPE_CHECKING:
     from lang.function import Program
@@ -46,11 +47,18 @@ class Runner:
         self._growths: list[Growth | FirstOf] = []
         self._resting: list[ProgramRun] = []
         """Go on after the next step, whatever it brings."""
+        self._timers = Timers()
 
     @property
     def active(self) -> int:
         """Programs started and not finished, those started by programs included."""
         return len(self._running)
+
+    @property
+    def idle_until(self) -> float | None:
+        """When the next sleeping program goes on, seconds on the backend's clock, if nothing can be done before."""
+        busy = self.calls.open or self._resting or self._ready or self._growths
+        return None if busy else self._timers.next
 
     def start(
         self,
@@ -86,8 +94,13 @@ class Runner:
         return finished
 
     def advance(self) -> None:
-        """One step of the backend, and of the programs whose answers came. Nothing when no program runs."""
+        """One step of the backend, and of the programs whose answers came. Nothing when no program runs.
+
+        Where all programs sleep, the backend's clock does too."""
         self._hub = getcurrent()
+        if (until := self.idle_until) is not None:
+            self.backend.clock.sleep_until(until)
+        self._ring()
         if self.calls.open or self._resting:
             if self.calls.open:
                 self.calls.step()
@@ -97,7 +110,7 @@ class Runner:
             self._drain()
         elif self._running:
             self._wake_readers()
-            if self._ready:
+            if self._ready or until is not None:
                 self._drain()
                 return
             names = ", ".join(sorted(run.name for run in self._running)[:5])
@@ -168,6 +181,16 @@ class Runner:
         if not growth.finished:
             self._growths.append(growth)
         return growth
+
+    def sleep(self, run: ProgramRun, seconds: float) -> None:
+        """The program goes on after so many seconds of the backend's clock. Raises TypeError in an async program."""
+        if run.program.is_async:
+            raise TypeError(f"program {run.name!r} is async: s.sleep() isn't served there; write it without async")
+        self.wait(self._timers.set(self.backend.clock.now() + seconds))
+
+    def _ring(self) -> None:
+        for timer in self._timers.due(self.backend.clock.now()):
+            self._wake(timer)
 
     def wrote(self, run: ProgramRun) -> None:
         """The program wrote something, or is over: who waits for that goes on."""

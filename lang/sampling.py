@@ -36,6 +36,12 @@ class Sampling:
     seed: int | None = None
     forced_output: tuple[int, ...] | None = None
     """Replay: these tokens come out, whatever the model says."""
+    recorded: tuple[str, ...] = ()
+    """What was said here in a recorded run: one text, or one for each of n samples. Used as `outputs` says."""
+    outputs: str = "free"
+    """free: the model decides. recorded: `recorded` comes out, each token decoded as if the model had chosen it.
+    fixed: the model decides what, but as many tokens come as the recorded output has (`max_tokens` where there is
+    none). In both, a select takes its recorded choice."""
     token_healing: bool = False
     """Tokens at the prompt's end that a longer one could begin with are said again by the model; their text isn't the
     output's."""
@@ -62,6 +68,8 @@ class Sampling:
         return dataclasses.replace(self, **values) if values else self
 
 
+OUTPUTS = ("free", "recorded", "fixed")
+"""Where a call's output comes from; see `Sampling.outputs`."""
 NAMES = frozenset(field.name for field in dataclasses.fields(Sampling))
 
 
@@ -80,6 +88,10 @@ def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
         values["stop_token_ids"] = _tuple_of(values["stop_token_ids"], int, "stop_token_ids", "a list of token ids")
     if "forced_output" in values:
         values["forced_output"] = _tuple_of(values["forced_output"], int, "forced_output", "a list of token ids")
+    if "recorded" in values:
+        values["recorded"] = _tuple_of(values["recorded"], str, "recorded", "a text, or one for each of n samples")
+    if "outputs" in values and values["outputs"] not in OUTPUTS:
+        raise TypeError(f"outputs={values['outputs']!r} is not allowed: it must be one of {', '.join(OUTPUTS)}")
     if values.get("top_k") == -1:
         values["top_k"] = 0
     return values

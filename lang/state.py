@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -189,6 +190,15 @@ class ProgramState:
         return_meta_data: gives pairs of text and meta info, which is empty until the output is there.
         """
         return growing_aside(self, name, return_meta_data)
+
+    # ---- time
+
+    def sleep(self, seconds: float) -> None:
+        """The program, and nothing else, goes on after so many seconds of the backend's clock: a user thinks, a tool
+        works. Raises ValueError for a time below 0, TypeError in an async program."""
+        if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+            raise ValueError(f"sleep({seconds!r}) is not allowed: it takes seconds, 0 or more")
+        self._runner.sleep(self._run, seconds)
 
     # ---- telling of what is to come
 

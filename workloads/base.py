@@ -11,6 +11,10 @@ from typing import Any, Literal, NamedTuple
 from lang.function import Program
 from lang.runner import ProgramRun
 
+Outputs = Literal["free", "recorded", "fixed"]
+"""free: the model's own. recorded: those of a recorded run, decoded token by token, and its choices. fixed: the model's
+own, as long as the recorded ones (or as `max_tokens`), and the recorded choices."""
+
 
 class DataSource(NamedTuple):
     """Where a workload's data came from."""
@@ -40,6 +44,8 @@ class Job:
     conversation: str = ""
     namespace: str = ""
     priority: int = 0
+    outputs: Outputs = "free"
+    """Where the outputs of its calls come from (`lang.sampling.Sampling.outputs`)."""
 
 
 class Score(NamedTuple):
@@ -62,6 +68,25 @@ class Workload(ABC):
     data: DataSource = DataSource("sample", note="made by the workload itself")
     count_tokens: Callable[[str], int] = staticmethod(bytes_in_fours)
     """Tokens of a text. The runner puts the model's own tokenizer here before it calls `load`."""
+
+    asked_outputs: str = "auto"
+    """What the configuration says: auto or one of `served_outputs`. A workload with a parameter `outputs` sets it when
+    it is made."""
+    outputs: Outputs = "free"
+    """Where this run's outputs come from; reports say it. Set by `choose_outputs`."""
+    served_outputs: Sequence[Outputs] = ("free",)
+    """What the workload can do, the best stand-in for a trained model first."""
+
+    def choose_outputs(self, asked: str, random_weights: bool) -> None:
+        """Settles `outputs`. `auto`: free with a trained model; with random weights, whose outputs would lead programs
+        nowhere, the first of `served_outputs`. Called before `load`. Raises ValueError for what isn't served."""
+        if asked == "auto":
+            self.outputs = self.served_outputs[0] if random_weights else "free"
+        elif asked in self.served_outputs:
+            self.outputs = next(one for one in self.served_outputs if one == asked)
+        else:
+            allowed = ", ".join(("auto", *self.served_outputs))
+            raise ValueError(f"workload.outputs={asked!r} isn't served by this workload; allowed: {allowed}")
 
     def load(self) -> None:  # noqa: B027 - a workload that makes its own prompts has nothing to load
         """Reads the data and says in `self.data` where it came from. Raises `workloads.data.DataError`."""

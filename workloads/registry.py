@@ -16,8 +16,12 @@ from lang.sampling import closest
 from workloads.base import Workload
 
 WORKLOADS: Mapping[str, str] = {
+    "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
     "mmlu": "workloads.mmlu:MMLU",
+    "multi_chain": "workloads.multi_chain:MultiChain",
+    "react": "workloads.react:React",
+    "tree_of_thought": "workloads.tree_of_thought:TreeOfThought",
 }
 
 

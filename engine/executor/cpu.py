@@ -13,6 +13,7 @@ from torch import Tensor
 from engine import sampler
 from engine.clock import stopwatch
 from engine.executor.base import Batch, KVCopy, Row, StepResult
+from engine.executor.eyes import Eyes
 from engine.kernels.copy_and_turn import copy_and_turn
 from engine.kernels.cpu.attention_plan import Group, Index, Plan, Span, make_plan
 from engine.kernels.cpu.paged_attention import KVPool, PagedAttention
@@ -55,6 +56,7 @@ class CpuExecutor:
         self.max_context = config.max_context
         self.vocab_size = config.vocab_size
         self.pool = KVPool(config.n_layers, config.n_kv_heads, n_pages * page_size, config.head_dim, model.dtype)
+        self.eyes = None if model.vision is None else Eyes(model.vision, torch.device("cpu"))
         self._last: dict[Request, int] = {}
         """What was sampled last, for rows that are launched before it is collected."""
 
@@ -71,7 +73,10 @@ class CpuExecutor:
         slots = np.concatenate([self._slots(row, row.start, row.start + row.n_new) for row in rows])
         attention = PagedAttention(self.pool, torch.from_numpy(slots), self._plans(rows, groups))
         packed = _packed_logits(rows)
-        logits = self.model.forward(torch.from_numpy(tokens), torch.from_numpy(positions), attention, packed)
+        given = None if self.eyes is None else self.eyes.given(rows)
+        if given is not None:
+            tokens = np.maximum(tokens, 0)  # a picture's keys are no tokens
+        logits = self.model.forward(torch.from_numpy(tokens), torch.from_numpy(positions), attention, packed, given)
         first, back = _batch_order(batch.rows, order)
         return Pending(batch, logits if back is None else logits[back], first, started)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.executor.base import Batch, KVCopy, PrefixGroup, StepResult
+from engine.executor.eyes import Eyes
 from engine.executor.gpu_attention import Layout
 from engine.executor.gpu_device import Timer, Upload
 from engine.executor.gpu_graphs import DecodeGraphs, Kind, ladder
@@ -87,6 +88,7 @@ class CudaExecutor:
         self.tables = Tables(n_tables=max_running + 1, max_pages=max_pages, page_size=page_size, device=device)
         self.layout = Layout(config, model.dtype, stored, deterministic=model.deterministic)
         self.runner = Runner(model, self.pool, self.tables, self.layout)
+        self.eyes = None if model.vision is None else Eyes(model.vision, device)
         self.graphs: DecodeGraphs | None = None
         self._device = device
         self._upload = Upload(device)
@@ -144,12 +146,13 @@ class CudaExecutor:
     def _forward(self, piece: Piece, groups: Sequence[PrefixGroup]) -> tuple[Plan, Tensor]:
         plan = make_plan(piece.rows, self.tables)
         groups = piece.groups(groups) if groups else ()
-        if (found := self._replay(plan, groups)) is not None:
+        given = self.eyes.given(plan.packed) if self.eyes is not None and plan.packed else None
+        if given is None and (found := self._replay(plan, groups)) is not None:
             return plan, found
         step = host_step(plan, groups, self.layout)
         there = self._upload(step.arrays)
         self.runner.apply(step, there)
-        return plan, self.runner.run(step, there)
+        return plan, self.runner.run(step, there, given)
 
     def _replay(self, plan: Plan, groups: Sequence[PrefixGroup]) -> Tensor | None:
         """Logits of a step of decodes, from its graph; None when it is none, or there is none."""

@@ -62,6 +62,8 @@ class Plan(NamedTuple):
     """Of the page tables, to be written before the step."""
     has_pending: bool
     """Some tokens are -1 - t."""
+    packed: tuple[Row, ...] = ()
+    """The rows in the order in which they are packed, where some of their tokens are pictures'; 0 stands for those."""
 
 
 class SharedQueries(NamedTuple):
@@ -89,6 +91,10 @@ def make_plan(rows: Sequence[Row], tables: Tables) -> Plan:
     tokens = np.concatenate([row.request.tokens[row.start : row.start + row.n_new] for row in packed])
     pending = tokens == PENDING
     has_pending = bool(pending.any())
+    pictures = (tokens < 0) & ~pending
+    has_pictures = bool(pictures.any())
+    if has_pictures:
+        tokens[pictures] = 0
     if has_pending:
         tokens[pending] = -1 - np.repeat(stage.table, n_new[stage.rows])[pending]
     last, wanted = stage, None
@@ -110,6 +116,7 @@ def make_plan(rows: Sequence[Row], tables: Tables) -> Plan:
         n_logits,
         changes,
         has_pending,
+        tuple(packed) if has_pictures else (),
     )
 
 

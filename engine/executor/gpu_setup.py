@@ -14,6 +14,7 @@ from engine.executor.gpu_graphs import ladder
 from engine.executor.gpu_memory import Budget, check_weights, pool_pages
 from engine.executor.gpu_pool import bytes_per_token, kv_dtype_named
 from engine.models.llama_gpu import LlamaGpu
+from engine.models.llava import vision_parameters
 from engine.models.load import find_model, load_gpu_model
 from engine.models.quantise import weight_bytes
 from engine.models.weights import GPU_DTYPES, dtype_named, tensor_shapes
@@ -31,7 +32,9 @@ def load_and_set_up(config: EngineConfig) -> CudaExecutor:
     """Loads the model on the GPU and makes its executor. Raises ModelError, and ConfigError when it doesn't fit."""
     device = torch.device("cuda")
     shape, _ = find_model(config.model, config.model_seed, max_context=config.max_context)
-    needed = weight_bytes(tensor_shapes(shape), dtype_named(config.dtype, GPU_DTYPES), config.weights)
+    dtype = dtype_named(config.dtype, GPU_DTYPES)
+    # What turns pictures into embeddings isn't quantised.
+    needed = weight_bytes(tensor_shapes(shape), dtype, config.weights) + vision_parameters(shape) * dtype.itemsize
     free, _ = torch.cuda.mem_get_info()
     check_weights(needed, free, torch.cuda.get_device_name(), config.model)
     model = load_gpu_model(

@@ -19,6 +19,7 @@ from engine.executor.gpu_attention import Arrays, HostParts, Layout, StepAttenti
 from engine.executor.gpu_plan import Plan, Stage
 from engine.executor.gpu_pool import GpuPool
 from engine.executor.gpu_tables import Changes, Tables
+from engine.models.llama import Given
 from engine.models.llama_gpu import LlamaGpu
 
 
@@ -50,8 +51,8 @@ class Runner:
             self.tables.pages.view(-1).index_copy_(0, there["changed"], there["changed_pages"])
 
     @torch.inference_mode()
-    def run(self, step: HostStep, there: Mapping[str, Tensor]) -> Tensor:
-        """Logits of the step, [wanted, vocab], from the copies of its arrays."""
+    def run(self, step: HostStep, there: Mapping[str, Tensor], given: Given | None = None) -> Tensor:
+        """Logits of the step, [wanted, vocab], from the copies of its arrays; given: embeddings of pictures."""
         tokens = there["tokens"]
         if step.has_pending:
             tokens = torch.where(tokens < 0, self.tables.last_token[(-1 - tokens).clamp_(min=0)], tokens)
@@ -66,7 +67,7 @@ class Runner:
             there.get("wanted"),
             deterministic=self.layout.deterministic,
         )
-        return self.model.forward(tokens, there["positions"], attention)
+        return self.model.forward(tokens, there["positions"], attention, given)
 
 
 def host_step(plan: Plan, groups: Sequence[PrefixGroup], layout: Layout) -> HostStep:

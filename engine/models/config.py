@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+from engine.models.vision_config import VisionConfig, vision_from_hf
+
+SEEING = ("llava",)
+"""Families whose language model is one of the others."""
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "mixtral")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 CHANGES_NUMBERS = ("quantization_config", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale")
 """Fields that change the numbers and that we don't serve; they may only be absent, null or false."""
@@ -59,6 +63,11 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    n_experts: int = 0
+    """Of each layer's mixture of experts; 0: plain MLPs."""
+    n_experts_per_token: int = 0
+    vision: VisionConfig | None = None
+    """Of a model that sees pictures."""
     windows: tuple[int | None, ...] = ()
     """A layer's sliding window: the position p sees positions above p - window. Empty: all layers see everything."""
     bos_token_id: int | None = None
@@ -74,6 +83,12 @@ class ModelConfig:
             raise ModelError(f"{self.n_heads} query heads can't share {self.n_kv_heads} key-value heads evenly")
         if self.head_dim % 2:
             raise ModelError(f"head_dim={self.head_dim}: rotary embedding needs an even head dimension")
+        k, n = self.n_experts_per_token, self.n_experts
+        if not 0 <= k <= n or (n > 0) != (k > 0):
+            raise ModelError(
+                f"n_experts_per_token={k} of n_experts={n}: each token needs at least one expert and at most all of "
+                "them (both are 0 in a model without experts)"
+            )
         if self.windows and len(self.windows) != self.n_layers:
             raise ModelError(f"{len(self.windows)} sliding windows were given for {self.n_layers} layers")
 
@@ -83,9 +98,14 @@ class ModelConfig:
 
     @property
     def n_layer_parameters(self) -> int:
-        """Parameters of the matrices of all layers: those that every token is multiplied with."""
+        """Parameters of the matrices of all layers that a token is multiplied with: of its experts only."""
         heads = 2 * self.n_heads + 2 * self.n_kv_heads
-        return self.n_layers * self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
+        mlps = max(1, self.n_experts_per_token)
+        return (
+            self.n_layers
+            * self.hidden_size
+            * (heads * self.head_dim + 3 * mlps * self.intermediate_size + self.n_experts)
+        )
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -102,12 +122,14 @@ def config_from_hf(
     `max_context` (tokens) overrides the longest context served, within what the rotary embedding defines.
     Raises ModelError naming the architecture or field that isn't supported.
     """
+    if config.get("model_type") in SEEING:
+        return _seeing_from_hf(config, generation, max_context)
     family = config.get("model_type")
     architectures = config.get("architectures") or []
     if family not in FAMILIES:
         raise ModelError(
             f"architecture {family!r} ({', '.join(map(str, architectures)) or 'none given'}) isn't supported; "
-            f"available model_type: {', '.join(FAMILIES)}"
+            f"available model_type: {', '.join((*FAMILIES, *SEEING))}"
         )
     for name in architectures:
         if not str(name).endswith("ForCausalLM"):
@@ -139,17 +161,39 @@ def config_from_hf(
         norm_eps=config.get("rms_norm_eps", 1e-6),
         max_position_embeddings=max_position,
         max_context=max_position,
-        rope=rope_from_hf(config, max_position, head_dim),
+        rope=rope_from_hf(config, max_position, head_dim, default_theta=1e6 if family == "mixtral" else 1e4),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2" or (bias and family in ("llama", "qwen3")),
         out_bias=bias and family in ("llama", "qwen3"),
         mlp_bias=family == "llama" and bool(config.get("mlp_bias", False)),
         qk_norm=family == "qwen3",
+        n_experts=required("num_local_experts") if family == "mixtral" else 0,
+        n_experts_per_token=required("num_experts_per_tok") if family == "mixtral" else 0,
         windows=windows_from_hf(config, family, n_layers),
         bos_token_id=config.get("bos_token_id"),
         eos_token_ids=_ids((generation or {}).get("eos_token_id", config.get("eos_token_id"))),
     )
     return with_context(model, max_context)
+
+
+def _seeing_from_hf(
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None, max_context: int | None
+) -> ModelConfig:
+    """The language model's configuration, with what it sees through."""
+    text = dict(config.get("text_config") or {})
+    text.setdefault("model_type", "llama")
+    text.pop("architectures", None)
+    for name in ("bos_token_id", "eos_token_id", "tie_word_embeddings"):
+        if text.get(name) is None and config.get(name) is not None:
+            text[name] = config[name]
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    for name, value in {**sizes, "vocab_size": 32064}.items():  # published configs leave out what is LLaVA 1.5 7B's
+        text.setdefault(name, value)
+    try:
+        vision = vision_from_hf(config)
+    except ValueError as error:
+        raise ModelError(f"config field {error}") from error
+    return replace(config_from_hf(text, generation, max_context), vision=vision)
 
 
 def with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:
@@ -169,7 +213,9 @@ def with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:
     return replace(config, max_context=max_context)
 
 
-def rope_from_hf(config: Mapping[str, Any], max_position: int, head_dim: int) -> RopeConfig:
+def rope_from_hf(
+    config: Mapping[str, Any], max_position: int, head_dim: int, default_theta: float = 10000.0
+) -> RopeConfig:
     """Reads the rotary settings in their new (`rope_parameters`) or old (`rope_theta`, `rope_scaling`) form."""
     settings: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):
@@ -202,7 +248,7 @@ def rope_from_hf(config: Mapping[str, Any], max_position: int, head_dim: int) ->
             raise ModelError(f"{name} has {len(settings[name])} numbers; head_dim={head_dim} needs {head_dim // 2}")
     return RopeConfig(
         kind=kind,
-        theta=float(settings.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        theta=float(settings.get("rope_theta") or config.get("rope_theta") or default_theta),
         factor=float(settings.get("factor") or (max_position / original if kind in ("yarn", "longrope") else 1.0)),
         original_max_position=original if kind in ("yarn", "longrope", "llama3") else 0,
         attention_factor=settings.get("attention_factor"),
@@ -220,8 +266,8 @@ def rope_from_hf(config: Mapping[str, Any], max_position: int, head_dim: int) ->
 
 def windows_from_hf(config: Mapping[str, Any], family: str, n_layers: int) -> tuple[int | None, ...]:
     """The sliding window of each layer; empty when no layer has one."""
-    if family == "mistral":
-        window = config.get("sliding_window", 4096)
+    if family in ("mistral", "mixtral"):
+        window = config.get("sliding_window", 4096 if family == "mistral" else None)
         return (window,) * n_layers if window else ()
     if family not in ("qwen2", "qwen3") or not config.get("use_sliding_window", False):
         return ()
@@ -239,10 +285,14 @@ def windows_from_hf(config: Mapping[str, Any], family: str, n_layers: int) -> tu
 
 def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The `config.json` of a model, so that other engines load the same. Only plain rotary embedding is written."""
+    if config.vision is not None:
+        raise ModelError("a model that sees pictures can't be exported")
     if config.rope.kind != "default" or any(config.windows):
         raise ModelError("only models with plain rotary embedding and without sliding windows can be exported")
-    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "mixtral": "Mixtral"}
+    experts = {"num_local_experts": config.n_experts, "num_experts_per_tok": config.n_experts_per_token}
     return {
+        **(experts if config.n_experts else {}),
         "architectures": [f"{names[config.family]}ForCausalLM"],
         "model_type": config.family,
         "vocab_size": config.vocab_size,

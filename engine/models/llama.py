@@ -6,7 +6,7 @@ row of `tokens`, without padding; where K and V live and who sees whom is the ca
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from engine.kernels.cpu.norm import rms_norm
 from engine.kernels.cpu.rope import rotate
 from engine.models.config import ModelConfig
 from engine.models.rotary import Rotary
+
+if TYPE_CHECKING:
+    from engine.models.llava import Vision
 
 BLOCK = 2048
 """Tokens that go through a chain of projections at a time, so that what lies between them stays small."""
@@ -34,6 +37,34 @@ class Attention(Protocol):
         """
 
 
+class Given(NamedTuple):
+    """Embeddings that come from elsewhere: of pictures."""
+
+    at: Tensor
+    """int64 [k]: packed tokens."""
+    embeddings: Tensor
+    """[k, hidden], in the model's dtype."""
+
+
+class MLP(Protocol):
+    def plus(self, h: Tensor, residual: Tensor) -> Tensor:
+        """residual + mlp(h): [tokens, hidden] each."""
+
+
+class SwiGLU(NamedTuple):
+    """down(SiLU(gate(h)) * up(h)) (Shazeer, arXiv 2002.05202)."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return self.down(self.up.times(h, self.gate.silu(h)))
+
+    def plus(self, h: Tensor, residual: Tensor) -> Tensor:
+        return self.down.plus(self.up.times(h, self.gate.silu(h)), residual)
+
+
 class Block(NamedTuple):
     """Weights of one layer."""
 
@@ -43,9 +74,7 @@ class Block(NamedTuple):
     k_norm: Tensor | None
     out: Linear
     mlp_norm: Tensor
-    gate: Linear
-    up: Linear
-    down: Linear
+    mlp: MLP
 
 
 class Llama:
@@ -59,14 +88,21 @@ class Llama:
         self.norm = norm
         self.head = head
         self.rotary = Rotary(config, self.dtype)
+        self.vision: Vision | None = None
+        """What turns pictures into embeddings, in a model that sees them."""
 
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, positions: Tensor, attention: Attention, wanted: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attention: Attention, wanted: Tensor, given: Given | None = None
+    ) -> Tensor:
         """Logits that follow some of the packed tokens.
 
-        tokens, positions: int64 [n]; wanted: int64 [m], indices into them. Returns [m, vocab] in the model's dtype.
+        tokens, positions: int64 [n]; wanted: int64 [m], indices into them; given: embeddings that aren't those of the
+        tokens in their places. Returns [m, vocab] in the model's dtype.
         """
         x = self.embedding[tokens]
+        if given is not None:
+            x[given.at] = given.embeddings
         cos, sin = self.rotary(positions)
         for i, block in enumerate(self.blocks):
             q = self._project(i, block, x, cos, sin, attention)
@@ -94,11 +130,11 @@ class Llama:
         return queries
 
     def _mix(self, block: Block, x: Tensor, attended: Tensor) -> Tensor:
-        """x + out(attended), then x + down(SiLU(gate(norm x)) * up(norm x)): [n, hidden]."""
+        """x + out(attended), then x + mlp(norm x): [n, hidden]."""
         mixed = torch.empty_like(x)
         for at in range(0, len(x), BLOCK):
             part = slice(at, at + BLOCK)
             y = block.out.plus(attended[part], x[part])
             h = rms_norm(y, block.mlp_norm, self.config.norm_eps)
-            mixed[part] = block.down.plus(block.up.times(h, block.gate.silu(h)), y)
+            mixed[part] = block.mlp.plus(h, y)
         return mixed

@@ -27,6 +27,8 @@ from engine.kernels.rms_norm import rms_norm
 from engine.kernels.rope_and_store import rope_and_store, rotary_tables
 from engine.kernels.silu_mul import silu_mul
 from engine.models.config import ModelConfig
+from engine.models.llama import Given
+from engine.models.llava import Vision
 from engine.models.rotary import Rotary
 from engine.models.weights import Tensors
 
@@ -98,6 +100,8 @@ class LlamaGpu:
         self.head = head
         self.deterministic = deterministic
         """A token's logits have the same bits whatever is computed beside it, if its attention does."""
+        self.vision: Vision | None = None
+        """What turns pictures into embeddings, in a model that sees them."""
         self.cos, self.sin = rotary_tables(Rotary(config, torch.float32), config.max_context, self.device)
 
     def turn_between(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,13 +114,16 @@ class LlamaGpu:
         return (d * c + t * s) / square, (t * c - d * s) / square
 
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attention: Attention, given: Given | None = None) -> Tensor:
         """Logits that follow the tokens that `attention.wanted` names.
 
-        tokens, positions: int64 [n]. Returns [wanted, vocab] in the model's dtype.
+        tokens, positions: int64 [n]; given: embeddings that aren't those of the tokens in their places. Returns
+        [wanted, vocab] in the model's dtype.
         """
         c = self.config
         x = F.embedding(tokens, self.embedding)
+        if given is not None:
+            x.index_copy_(0, given.at, given.embeddings)
         h = rms_norm(x, self.blocks[0].attention_norm, c.norm_eps)
         next_norms = [*(block.attention_norm for block in self.blocks[1:]), self.norm]
         last = len(self.blocks) - 1

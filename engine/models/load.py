@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from engine import hub
 from engine.models.config import ModelConfig, ModelError, config_from_hf, with_context
 from engine.models.llama import Llama
+from engine.models.llava import load_vision
 from engine.models.quantise import stored_dtype
 from engine.models.shapes import SHAPES, named_shape
 from engine.models.weights import (
@@ -26,7 +29,10 @@ from engine.models.weights import (
 if TYPE_CHECKING:
     from engine.models.llama_gpu import LlamaGpu
 
-WANTED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+WANTED = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("*.safetensors", "*.safetensors.index.json"),
+)
 """Files of a model on the hub that are of use here."""
 
 
@@ -53,7 +59,10 @@ def load_model(
     if kind is not None and stored_dtype(kind) != torch.int8:
         raise ModelError(f"weights={kind} run on a GPU only: on the CPU use int8, or null for the dtype's own")
     config, weights = find_model(name_or_path, seed, vocab_size=vocab_size, max_context=max_context)
-    return build(config, weights, wanted, kind=kind)
+    model = build(config, text_weights(config, weights), wanted, kind=kind)
+    if config.vision is not None:
+        model.vision = load_vision(config, weights.get, weights.has, wanted)
+    return model
 
 
 def load_gpu_model(
@@ -78,8 +87,40 @@ def load_gpu_model(
 
     wanted = dtype_named(dtype, GPU_DTYPES)
     config, weights = find_model(name_or_path, seed, vocab_size=vocab_size, max_context=max_context)
-    with Tensors(config, weights, wanted, device, kind=kind) as tensors:
-        return build_gpu(tensors, deterministic=deterministic)
+    with Tensors(config, text_weights(config, weights), wanted, device, kind=kind) as tensors:
+        model = build_gpu(tensors, deterministic=deterministic)
+    if config.vision is not None:
+        model.vision = load_vision(config, lambda name, shape: weights.get(name, shape).to(device), weights.has, wanted)
+    return model
+
+
+class Renamed:
+    """Weights whose names begin otherwise: of a language model within another model."""
+
+    def __init__(self, weights: Weights, names: Mapping[str, str]) -> None:
+        """names: beginning of a language model's own names -> what is there instead."""
+        self._weights = weights
+        self._names = names
+
+    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._weights.get(self._there(name), shape)
+
+    def has(self, name: str) -> bool:
+        return self._weights.has(self._there(name))
+
+    def _there(self, name: str) -> str:
+        return next((there + name[len(own) :] for own, there in self._names.items() if name.startswith(own)), name)
+
+
+def text_weights(config: ModelConfig, weights: Weights) -> Weights:
+    """The language model's weights, by its own names."""
+    if config.vision is None or isinstance(weights, RandomWeights):
+        return weights
+    for model in ("language_model.model.", "model.language_model."):
+        if weights.has(f"{model}embed_tokens.weight"):
+            head = "language_model.lm_head." if weights.has("language_model.lm_head.weight") else "lm_head."
+            return Renamed(weights, {"model.": model, "lm_head.": head})
+    return weights
 
 
 def find_model(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from engine.kernels.cpu.linear import Linear
 from engine.models.config import ModelConfig, ModelError, config_to_hf
-from engine.models.llama import Block, Llama
+from engine.models.llama import MLP, Block, Llama, SwiGLU
+from engine.models.mixtral import SparseMoE
 from engine.models.quantise import Quantised, is_quantised, quantise, stored_dtype
 
 DTYPES: dict[str, torch.dtype] = {
@@ -58,6 +59,9 @@ class Weights(Protocol):
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor, on the CPU, in any floating dtype. Raises ModelError when it is missing or of another shape."""
 
+    def has(self, name: str) -> bool:
+        """There is a tensor of that name."""
+
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model: Hugging Face name -> shape, in a fixed order."""
@@ -81,6 +85,14 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{at}.self_attn.k_norm.weight"] = (c.head_dim,)
         linear(f"{at}.self_attn.o_proj", c.hidden_size, queries, c.out_bias)
         shapes[f"{at}.post_attention_layernorm.weight"] = (c.hidden_size,)
+        if c.n_experts:
+            linear(f"{at}.block_sparse_moe.gate", c.n_experts, c.hidden_size, False)
+            for j in range(c.n_experts):
+                expert = f"{at}.block_sparse_moe.experts.{j}"
+                linear(f"{expert}.w1", c.intermediate_size, c.hidden_size, False)
+                linear(f"{expert}.w3", c.intermediate_size, c.hidden_size, False)
+                linear(f"{expert}.w2", c.hidden_size, c.intermediate_size, False)
+            continue
         linear(f"{at}.mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias)
         linear(f"{at}.mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias)
         linear(f"{at}.mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias)
@@ -126,6 +138,9 @@ class SafetensorsFolder:
                 raise ModelError(f"{path}: truncated or corrupt weight file ({error})") from error
         return self._open[name]
 
+    def has(self, name: str) -> bool:
+        return name in self._file_of
+
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in self._file_of:
             raise ModelError(f"{self.folder}: tensor {name!r} is missing")
@@ -149,8 +164,11 @@ class RandomWeights:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def has(self, name: str) -> bool:
+        return True
+
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name.endswith("norm.weight"):
+        if name.endswith(("norm.weight", "layer_norm1.weight", "layer_norm2.weight")):
             return torch.ones(shape)
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -161,11 +179,11 @@ class Stacked(NamedTuple):
     """Projections of the same input, one below the other."""
 
     weight: Tensor
-    """[outputs, inputs]: in the model's dtype, or in 8 bits."""
+    """[outputs, inputs]: in the model's dtype, or in 8 bits. Of experts: [experts, outputs, inputs]."""
     bias: Tensor | None
     """[outputs]"""
     scale: Tensor | None
-    """float32 [outputs] of a weight in 8 bits."""
+    """float32 [outputs], or [experts, outputs], of a weight in 8 bits."""
 
 
 class Tensors:
@@ -238,6 +256,24 @@ class Tensors:
         weight = torch.cat([weight for weight, _, _ in parts]) if len(parts) > 1 else parts[0][0]
         return Stacked(weight, torch.cat(biases) if biases else None, torch.cat(scales) if scales else None)
 
+    def experts(self, names: Sequence[Sequence[str]]) -> Stacked:
+        """Projections of each expert as one tensor of all; names: of each expert, as for `stacked`. Without biases.
+
+        On the device there is one expert more than in the result, not all of them twice.
+        """
+        weight = scale = None
+        for i, of_one in enumerate(names):
+            one = self.stacked(*of_one)
+            if weight is None:
+                weight = one.weight.new_empty(len(names), *one.weight.shape)
+                scale = None if one.scale is None else one.scale.new_empty(len(names), len(one.scale))
+            weight[i] = one.weight
+            if scale is not None and one.scale is not None:
+                scale[i] = one.scale
+        if weight is None:
+            raise ValueError("a mixture of no experts: give the names of one or more")
+        return Stacked(weight, None, scale)
+
     def _fetched(self, name: str) -> Tensor | Quantised:
         fetched = self._ahead.pop(name).result() if name in self._ahead else self._fetch(name)
         self._fetch_next()
@@ -273,10 +309,21 @@ def build(config: ModelConfig, weights: Weights, dtype: torch.dtype, *, kind: st
                 k_norm=maybe(f"{at}.self_attn.k_norm.weight"),
                 out=linear(f"{at}.self_attn.o_proj"),
                 mlp_norm=get(f"{at}.post_attention_layernorm.weight"),
-                gate=linear(f"{at}.mlp.gate_proj"),
-                up=linear(f"{at}.mlp.up_proj"),
-                down=linear(f"{at}.mlp.down_proj"),
+                mlp=mlp(at),
             )
+
+        def mlp(at: str) -> MLP:
+            if config.n_experts:
+                return experts(f"{at}.block_sparse_moe")
+            return swiglu(f"{at}.mlp", "gate_proj", "up_proj", "down_proj")
+
+        def swiglu(at: str, gate: str, up: str, down: str) -> SwiGLU:
+            return SwiGLU(linear(f"{at}.{gate}"), linear(f"{at}.{up}"), linear(f"{at}.{down}"))
+
+        def experts(at: str) -> SparseMoE:
+            router = get(f"{at}.gate.weight")
+            each = [swiglu(f"{at}.experts.{j}", "w1", "w3", "w2") for j in range(config.n_experts)]
+            return SparseMoE(router, each, config.n_experts_per_token)
 
         embedding = get("model.embed_tokens.weight").contiguous()
         blocks = [block(f"model.layers.{i}") for i in range(config.n_layers)]

@@ -64,6 +64,9 @@ class Dequantised:
     def __init__(self, weights: Weights, kind: str) -> None:
         self._weights, self._kind = weights, kind
 
+    def has(self, name: str) -> bool:
+        return self._weights.has(name)
+
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._weights.get(name, shape)
         return dequantised(quantise(tensor, self._kind), torch.float32) if is_quantised(name) else tensor

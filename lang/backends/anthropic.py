@@ -42,6 +42,7 @@ _MISSING = {
     Feature.MIN_TOKENS: "leave it out, or ask for a length in the prompt",
     Feature.IGNORE_EOS: "leave it out, or use EngineBackend",
     Feature.STOP_TOKEN_IDS: "use stop=[...] with their texts",
+    Feature.OUTPUTS: "a server writes what it likes, so EngineBackend; or outputs='free'",
     Feature.FORCED_OUTPUT: "replay needs token ids, so EngineBackend; or add the text itself to the prompt",
     Feature.CONCATENATE: NO_KV,
     Feature.TOKEN_HEALING: "it needs token ids, so EngineBackend; or end the prompt with a whole word and no space",

@@ -65,6 +65,10 @@ class WallClock:
     def now(self) -> float:
         return time.perf_counter() - self._origin
 
+    def sleep_until(self, when: float) -> None:
+        while (left := when - self.now()) > 0:
+            time.sleep(left)
+
 
 class ApiBackend(Backend):
     """Backends say what to send and how to read the answer; here it is sent, awaited, given up.

@@ -21,6 +21,7 @@ class Clock(Protocol):
     """Seconds."""
 
     def now(self) -> float: ...
+    def sleep_until(self, when: float) -> None: ...
 
 
 class CallError(RuntimeError):

@@ -15,6 +15,7 @@ from engine.constraints import Grammar, ToolChoice, json_schema, regex
 from engine.control_tokens import ControlTokens
 from engine.detokenizer import OutputText
 from engine.output import text_of
+from engine.pictures import PLACE
 from engine.policies import base as policies
 from engine.request import FinishReason, Request, RequestError, SamplingParams
 from engine.server.tool_calls import CallArguments, CallEnd, CallStart, Content, ToolCallParser
@@ -22,12 +23,13 @@ from engine.server.tool_formats import HERMES, ToolFormat, choose_tool_format, m
 from engine.splices import JoinedPrompt, Splice
 from engine.tokenizer import Tokenizer
 from lang.backends.base import Backend, Call, Tags, TokenLogprob
+from lang.backends.recorded_outputs import forced
 from lang.backends.scoring import Scoring, common_length
 from lang.capabilities import Capabilities, Feature
 from lang.chat_style import NoStyle, style_of
 from lang.choices import ChoicesMethod
 from lang.hints import ConversationEnd, Hint, Pin, Prefetch, Unpin
-from lang.prompt import PLAIN, BranchMark, ChatStyle, Piece, Prompt, RoleMark
+from lang.prompt import PLAIN, BranchMark, ChatStyle, Image, Piece, Prompt, RoleMark
 from lang.sampling import NAMES, Sampling
 from lang.tools import ToolCall
 
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
 _SHARED = tuple(f.name for f in dataclasses.fields(SamplingParams) if f.name in NAMES)
 """Sampling values that the engine knows by the same name."""
 MISSING = {
-    Feature.IMAGES: "none of its models takes images; describe the picture in text",
+    Feature.IMAGES: "the model takes none: serve one that sees (llava-...), or describe the picture in text",
 }
+"""Of an engine whose model doesn't see."""
 
 
 class EngineBackend(Backend):
@@ -51,7 +54,9 @@ class EngineBackend(Backend):
         self.clock: Clock = engine.clock
         self._chat = _Chat(engine.tokenizer, style)
         self.style = self._chat.style
-        self.capabilities = Capabilities("the engine", {**MISSING, **self._chat.missing})
+        self.capabilities = Capabilities(
+            "the engine", {**({} if engine.takes_images else MISSING), **self._chat.missing}
+        )
         self._open: dict[Call, Scoring | ToolCallParser | None] = {}
         """With what reads the answer."""
         self._call_of: dict[int, Call] = {}
@@ -69,6 +74,8 @@ class EngineBackend(Backend):
     def generate(self, name: str | None, prompt: Prompt, sampling: Sampling, tags: Tags) -> Call:
         """Tools are described in the system message (before all, without roles). Raises RequestError when the engine
         can't serve it."""
+        force = forced(sampling, lambda said: self._chat.output_tokens(prompt, said))
+        sampling = sampling if force is None else force.sampling
         grammar, parser = _grammar_of(sampling), None
         if sampling.tools:
             if prompt.has_joined_branches:
@@ -78,14 +85,21 @@ class EngineBackend(Backend):
                 )
             use = _ToolUse(sampling, self._chat.tool_format)
             prompt, grammar, parser = use.told(prompt), use.grammar, use.parser
+        samples = (None,) if force is None else force.samples
+        if samples[0] is not None:  # what a grammar would have held it to is in the recording
+            grammar = None
         values = {name: getattr(sampling, name) for name in _SHARED}
         if prompt.pieces and isinstance(prompt.pieces[-1], RoleMark):  # no text of the program's ends there
             values["token_healing"] = False
-        params = SamplingParams(grammar=grammar, **values)
         call = Call(name=name, prompt=prompt.text(self.style), request=prompt, tags=tags)
         ends = [_pattern(text) for text in sampling.stop_regex]
         asked, splices = self._chat.asked(prompt, call.prompt)
-        call.requests = self.engine.add(asked, params, splices=splices, **_placed(tags))
+        images = [image.data for image in prompt.images]
+        for one in samples:
+            values |= {"n": 1} if len(samples) > 1 else {}
+            values |= {} if one is None else {"forced_output": one}
+            params = SamplingParams(grammar=grammar, **values)
+            call.requests += self.engine.add(asked, params, images=images, splices=splices, **_placed(tags))
         if ends:
             self._ends[call] = [_RegexEnd(self._follow(request), ends) for request in call.requests]
         return self._queue(call, parser)
@@ -121,7 +135,8 @@ class EngineBackend(Backend):
         try:
             for tokens, first, spliced in prompts:
                 params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=first)
-                call.requests += self.engine.add(tokens, params, splices=spliced, **placed)
+                images = [image.data for image in prompt.images] if PLACE in tokens else []
+                call.requests += self.engine.add(tokens, params, images=images, splices=spliced, **placed)
         except RequestError:
             for request in call.requests:
                 self.engine.abort(request)
@@ -162,7 +177,8 @@ class EngineBackend(Backend):
         prompt = prompt.ordinary  # what is computed on top of joined branches is never cached
         with contextlib.suppress(ValueError):
             tokens = self._chat.encode(prompt, prompt.text(self.style))
-            return self.engine.add(tokens, SamplingParams(max_tokens=0), **_placed(tags))[0].id
+            images = [image.data for image in prompt.images]
+            return self.engine.add(tokens, SamplingParams(max_tokens=0), images=images, **_placed(tags))[0].id
         return None
 
     def hint(self, hint: Hint, tags: Tags) -> None:
@@ -336,6 +352,8 @@ class _Chat:
 
         Text of a control token inside a message stays text. Raises RequestError where it can't.
         """
+        if prompt.images:
+            return self._with_places(prompt)
         if self._control is None or not prompt.has_roles:
             return text
         marked = Prompt(
@@ -344,6 +362,27 @@ class _Chat:
         bos = self._tokenizer.special_tokens.get("bos_token") if self._tokenizer is not None else None
         head = () if bos and text.startswith(bos) else self._head
         return [*head, *self._control.encode(marked)]
+
+    def _with_places(self, prompt: Prompt) -> list[int]:
+        """Tokens of the texts around the images, with places for these."""
+        parts: list[list[Piece]] = [[]]
+        for piece in prompt.pieces:
+            if isinstance(piece, Image):
+                parts.append([])
+            else:
+                parts[-1].append(piece)
+        first = Prompt(tuple(parts[0]))
+        written = first.text(self.style)
+        if prompt.has_roles and not first.has_roles:  # an image stands before the first role
+            raise RequestError("an image before the first message isn't served: put it into a user's message")
+        tokens = self.tokens(first, written) if written else list(self._head_tokens())
+        for part in parts[1:]:
+            tokens += [PLACE, *(self._going_on(part) if part else [])]
+        return tokens
+
+    def _head_tokens(self) -> Sequence[int]:
+        """What every prompt begins with."""
+        return () if self._tokenizer is None else self._tokenizer.encode("")
 
     def asked(self, prompt: Prompt, text: str) -> tuple[str | list[int], tuple[Splice, ...]]:
         """For the engine, with the branches that are joined by their KV."""
@@ -400,6 +439,17 @@ class _Chat:
                 "stands before the fork: end that with a line or a word, or join before adding to the parent"
             )
         laid.join([branch], fork)
+
+    def output_tokens(self, prompt: Prompt, said: str) -> list[int]:
+        """Of an output of the prompt: those that the prompt and it have together, where the prompt's own stay the same,
+        so that what follows finds them in the cache."""
+        before = self.laid_out_tokens(prompt, prompt.text(self.style))[0]
+        if not prompt.has_joined_branches:
+            both = prompt + Prompt((said,))
+            joined = self.tokens(both, both.text(self.style))
+            if joined[: len(before)] == before:
+                return joined[len(before) :]
+        return self._going_on([said])
 
     def _going_on(self, pieces: Sequence[Piece]) -> list[int]:
         """Tokens of text that isn't the prompt's beginning."""

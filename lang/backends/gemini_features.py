@@ -26,6 +26,7 @@ _MISSING = {
     Feature.STOP_TOKEN_IDS: "use stop=[...] with their texts",
     Feature.CONCATENATE: NO_KV,
     Feature.TOKEN_HEALING: "it needs token ids, so EngineBackend; or end the prompt with a whole word and no space",
+    Feature.OUTPUTS: "a server writes what it likes, so EngineBackend; or outputs='free'",
     Feature.FORCED_OUTPUT: "replay needs token ids, so EngineBackend; or add the text itself to the prompt",
     Feature.HINTS: "the server decides alone what it keeps; nothing needs to be changed",
 }

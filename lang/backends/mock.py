@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 
 from lang.backends.base import Backend, Call, Tags
+from lang.backends.recorded_outputs import forced
 from lang.capabilities import Capabilities, Feature
 from lang.choices import ChoiceScore, ChoicesMethod
 from lang.hints import Hint
@@ -40,13 +43,17 @@ class StepClock:
     def now(self) -> float:
         return float(self.steps)
 
+    def sleep_until(self, when: float) -> None:
+        self.steps = max(self.steps, math.ceil(when))
+
 
 class MockBackend(Backend):
     """Answers each call `steps_per_call` steps after it came (a number, or a function of the prompt).
 
     `reply(prompt)` is the output, cut at the first stop string and after `max_tokens` words; `calls(prompt)` are the
     tool calls with it, where tools are offered; `logprobs(prompt, choice)` gives a choice's log-probabilities, one a
-    word. By default outputs are "ok" and shorter words are likelier. A reply that isn't what `regex` or `json_schema`
+    word. Outputs that a run forces are counted in words: recorded ones come out, fixed ones are the reply, over and
+    over. By default outputs are "ok" and shorter words are likelier. A reply that isn't what `regex` or `json_schema`
     ask for is the call's error; the schema itself isn't looked at. Outputs grow by equal parts, one a step.
     speculates: as backends over a network do with `num_api_spec_tokens`.
     """
@@ -84,6 +91,8 @@ class MockBackend(Backend):
 
     def generate(self, name: str | None, prompt: Prompt, sampling: Sampling, tags: Tags) -> Call:
         asked = prompt.text(self.style)
+        if sampling.outputs != "free":
+            return self._queue(_forced(asked, prompt, sampling, self._reply(asked), tags, name))
         text = self._reply(asked)
         for stop in sampling.stop:
             text = text.split(stop)[0]
@@ -173,6 +182,24 @@ def _unlike(text: str, sampling: Sampling) -> str | None:
 def hash_of(word: str) -> int:
     """A token id for a word, the same in every process."""
     return int.from_bytes(word.encode()[:7], "big")
+
+
+def _forced(asked: str, prompt: Prompt, sampling: Sampling, reply: str, tags: Tags, name: str | None) -> Call:
+    """A call of a run with forced outputs. Raises ValueError for a recording that can't be used."""
+    force = forced(sampling, lambda said: list(range(len(said.split(" ")))))
+    recorded = sampling.outputs == "recorded" and sampling.max_tokens > 0
+    if recorded:
+        texts = [" ".join(said.split(" ")[: sampling.max_tokens]) for said in sampling.recorded]
+    else:
+        n = sampling.max_tokens if force is None else force.sampling.max_tokens
+        texts = [" ".join(itertools.islice(itertools.cycle(reply.split(" ")), n))]
+    samples = tuple(texts) if len(texts) > 1 else tuple(texts) * sampling.n
+    words, reason = [len(text.split(" ")) for text in samples], "stop" if recorded else "length"
+    alone = [{**_counts(asked, n), "finish_reason": reason} for n in words]
+    meta = {**alone[0], "completion_tokens": sum(words)}
+    call = Call(name=name, prompt=asked, request=prompt, tags=tags, texts=samples, meta=meta)
+    call.sample_meta = tuple(alone) if len(alone) > 1 else ()
+    return call
 
 
 def _counts(prompt: str, n_output: int) -> dict[str, int]:

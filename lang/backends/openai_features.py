@@ -11,6 +11,7 @@ SelectBy = Literal["logprobs", "choice", "schema"]
 
 _EVERYWHERE = {
     Feature.STOP_REGEX: "use stop=[...] with the strings themselves",
+    Feature.OUTPUTS: "a server writes what it likes, so EngineBackend; or outputs='free'",
     Feature.FORCED_OUTPUT: "replay needs token ids, so EngineBackend; or add the text itself to the prompt",
     Feature.CONCATENATE: NO_KV,
     Feature.TOKEN_HEALING: "it needs token ids, so EngineBackend; or end the prompt with a whole word and no space",

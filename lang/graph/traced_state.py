@@ -79,6 +79,9 @@ class TracedState:
         self.tracer.add(Scope, stream=self.stream, name=name, begins=False)
         self.names.put(name, TEXT)
 
+    def sleep(self, seconds: float) -> None:
+        raise TraceError(f"{at_line()}: s.sleep() has no place in a graph; run the program as it is")
+
     def fork(self, n: Any = 1) -> TracedGroup:
         if is_abstract(n):
             raise TraceError(f"{at_line()}: fork(n) of {n!r}: the number of branches must be known; {n._way()}")
@@ -114,6 +117,8 @@ class TracedState:
             if piece.name is not None:
                 self.names.put(piece.name, TEXT if n == 1 else Listed((TEXT,) * n))
         elif isinstance(piece, primitives.Select):
+            if piece.recorded is not None:
+                raise TraceError(f"{at_line()}: select(recorded=...) has no place in a graph; leave it out there")
             choices = tuple(expression_of(choice) for choice in piece.choices)
             tracer.add(Select, stream=stream, name=piece.name, choices=choices, method=_method(piece))
             if piece.name is not None:

@@ -28,14 +28,15 @@ NEW = 24
 
 
 def dequantised_model(folder: str, config: Any) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    # Its grouped product of experts has no float64.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager")
     changed = 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in tensor_shapes(config) and is_quantised(name):
+            if is_quantised(name):
                 parameter.copy_(dequantised(quantise(parameter.float(), "int8"), torch.float64))
                 changed += 1
-    assert changed >= 7 * config.n_layers
+    assert changed >= 6 * config.n_layers
     return model
 
 
@@ -56,8 +57,9 @@ def test_greedy_tokens_are_those_of_transformers_on_the_dequantised_weights(mode
     assert [request.output for (request,) in answered] == expected
 
 
-def test_an_untied_head_and_grouped_queries_are_answered_as_by_transformers(tmp_path: Path) -> None:
-    config = replace(SHAPES["tiny"], tied_embeddings=False, max_position_embeddings=256, max_context=256)
+@pytest.mark.parametrize("shape", ["tiny", "mixtral-tiny"])
+def test_an_untied_head_grouped_queries_and_experts_are_answered_as_by_transformers(tmp_path: Path, shape: str) -> None:
+    config = replace(SHAPES[shape], tied_embeddings=False, max_position_embeddings=256, max_context=256)
     save_random(config, 5, torch.float32, tmp_path)
     theirs = dequantised_model(str(tmp_path), config)
     prompt = torch.randint(3, 512, (1, 40), generator=torch.Generator().manual_seed(1))

@@ -72,6 +72,8 @@ class StepRunner:
         self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
         return run
 
+    idle_until = None
+
     def step(self) -> list[Any]:
         self.clock.advance(1.0)
         self.steps += 1

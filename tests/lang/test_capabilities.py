@@ -69,12 +69,13 @@ def test_flushing_a_cache_that_is_not_there():
 
 
 def test_every_sampling_value_that_changes_the_call_asks_for_a_feature():
-    served_by_all = {"max_tokens", "temperature", "top_p", "tool_choice"}
+    served_by_all = {"max_tokens", "temperature", "top_p", "tool_choice", "recorded"}
     values = {
         **{"min_tokens": 1, "n": 2, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.1},
         **{"frequency_penalty": 0.1, "stop": "a", "stop_token_ids": [1], "ignore_eos": True, "seed": 1},
         **{"forced_output": [1], "regex": "a", "json_schema": {}, "stop_regex": "a", "logprobs": 0},
         "token_healing": True,
+        "outputs": "fixed",
         "tools": [{"name": "f", "parameters": {}}],
     }
     assert {*values, *served_by_all} == {*Sampling.__dataclass_fields__}

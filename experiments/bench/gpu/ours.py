@@ -49,6 +49,9 @@ class DeviceWeights:
         self.seed = seed
         self.device = device
 
+    def has(self, name: str) -> bool:
+        return True
+
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name.endswith("norm.weight"):
             return torch.ones(shape, device=self.device)

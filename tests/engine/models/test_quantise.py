@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import WEIGHTS, ConfigError, EngineConfig
 from engine.executor.gpu_memory import GIB, check_weights
+from engine.kernels.cpu.linear import Linear
 from engine.models import ModelError, load_model
 from engine.models import quantise as quantise_module
 from engine.models.config import ModelConfig
+from engine.models.mixtral import SparseMoE
 from engine.models.quantise import KINDS, dequantised, is_quantised, quantise, weight_bytes
 from engine.models.shapes import SHAPES
 from engine.models.weights import RandomWeights, Tensors, build, save_random, tensor_shapes
@@ -143,40 +145,64 @@ def test_a_head_that_is_tied_to_the_embedding_keeps_its_dtype() -> None:
     assert untied.head.weight.dtype == torch.int8
 
 
+def test_what_turns_pictures_into_embeddings_keeps_its_dtype() -> None:
+    model, plain = (load_model("llava-tiny", "float64", kind=kind) for kind in ("int8", None))
+    assert model.blocks[0].qkv.weight.dtype == torch.int8
+    assert model.vision is not None
+    assert plain.vision is not None
+    pictures = torch.randn(1, 3, 56, 56, dtype=torch.float64)
+    assert torch.equal(model.vision(pictures), plain.vision(pictures))
+
+
+def test_the_experts_of_a_layer_come_as_one_with_their_scales() -> None:
+    config = SHAPES["mixtral-tiny"]
+    names = [[f"model.layers.0.block_sparse_moe.experts.{i}.{w}" for w in ("w1", "w3")] for i in range(8)]
+    with Tensors(config, RandomWeights(1), torch.float32, kind="int8") as tensors:
+        experts = tensors.experts(names)
+    with Tensors(config, RandomWeights(1), torch.float32, kind="int8") as tensors:
+        alone = [tensors.stacked(*of_one) for of_one in names]
+    assert experts.scale is not None
+    assert (tuple(experts.weight.shape), tuple(experts.scale.shape)) == ((8, 256, 96), (8, 256))
+    for i, one in enumerate(alone):
+        assert one.scale is not None
+        assert torch.equal(experts.weight[i], one.weight)
+        assert torch.equal(experts.scale[i], one.scale)
+    with Tensors(config, RandomWeights(1), torch.float32) as tensors:
+        plain = tensors.experts(names)
+    assert plain.scale is None
+    assert plain.weight.dtype == torch.float32
+
+
 # What it takes in memory
 
 
 def counted(model: Any) -> int:
     """Bytes of a loaded model's tensors."""
-    found = [model.embedding, model.norm]
-    for block in [*model.blocks, [model.head]]:
-        for part in block:
-            found += [part] if isinstance(part, torch.Tensor) else [part.weight, part.bias, part.scale] if part else []
-    return sum(tensor.nbytes for tensor in found if tensor is not None)
+
+    def of(part: Any) -> int:
+        if isinstance(part, torch.Tensor):
+            return part.nbytes
+        if isinstance(part, Linear):
+            return of([part.weight, part.bias, part.scale])
+        if isinstance(part, SparseMoE):
+            return of([part.router, part.experts])
+        return sum(map(of, part)) if isinstance(part, tuple | list) else 0
+
+    return of([model.embedding, model.blocks, model.norm, model.head])
 
 
 @pytest.mark.parametrize("kind", [None, "int8"])
-def test_the_bytes_that_are_counted_before_loading_are_those_of_the_model(kind: str | None) -> None:
-    model = build(SMALL, RandomWeights(0), torch.float64, kind=kind)
-    assert weight_bytes(tensor_shapes(SMALL), torch.float64, kind) == counted(model)
-
-
-def mixtral_8x7b() -> dict[str, tuple[int, ...]]:
-    """The tensors of its published checkpoint."""
-    shape = replace(SHAPES["llama-7b"], n_kv_heads=8)
-    shapes = {name: size for name, size in tensor_shapes(shape).items() if ".mlp." not in name}
-    for i in range(32):
-        at = f"model.layers.{i}.block_sparse_moe"
-        shapes[f"{at}.gate.weight"] = (8, 4096)
-        for e in range(8):
-            for name, size in (("w1", (14336, 4096)), ("w2", (4096, 14336)), ("w3", (14336, 4096))):
-                shapes[f"{at}.experts.{e}.{name}.weight"] = size
-    return shapes
+@pytest.mark.parametrize("config", [SMALL, SHAPES["mixtral-tiny"]], ids=["llama", "mixtral"])
+def test_the_bytes_that_are_counted_before_loading_are_those_of_the_model(
+    config: ModelConfig, kind: str | None
+) -> None:
+    model = build(config, RandomWeights(0), torch.float64, kind=kind)
+    assert weight_bytes(tensor_shapes(config), torch.float64, kind) == counted(model)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mixtral_8x7b_fits_on_a_gpu_of_80_gb_in_8_bits_and_not_in_16(kind: str) -> None:
-    shapes = mixtral_8x7b()
+    shapes = tensor_shapes(SHAPES["mixtral-8x7b"])
     experts = 32 * 8 * 3 * 4096 * 14336
     attention = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096)
     head = embedding = 32000 * 4096

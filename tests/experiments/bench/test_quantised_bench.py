@@ -85,6 +85,9 @@ class _Of:
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor
 
+    def has(self, name: str) -> bool:
+        return True
+
     def get(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return self._tensor
 
@@ -100,12 +103,12 @@ def test_a_story_continues_the_models_own_and_each_seed_has_another(models_dir: 
 
 def test_fp8_is_computed_from_the_weights_as_they_are_after_quantising() -> None:
     model = load("tiny", Variant("fp8", "float32", "fp8"))
-    assert all(block.down.scale is None for block in model.blocks)
+    assert all(block.mlp.down.scale is None for block in model.blocks)
     plain = RandomWeights(0).get("model.layers.0.mlp.down_proj.weight", (96, 256))
     rounded = Dequantised(RandomWeights(0), "fp8").get("model.layers.0.mlp.down_proj.weight", (96, 256))
     assert 0 < (rounded - plain).abs().max() <= plain.abs().max() / 16
     x = torch.eye(256)
-    assert torch.allclose(model.blocks[0].down(x), rounded.T, atol=1e-6)
+    assert torch.allclose(model.blocks[0].mlp.down(x), rounded.T, atol=1e-6)
 
 
 def test_decodes_and_prompts_are_timed_apart() -> None:

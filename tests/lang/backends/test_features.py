@@ -54,6 +54,7 @@ ASKED: dict[Feature, dict[str, Any]] = {
     Feature.MIN_TOKENS: {"min_tokens": 3},
     Feature.IGNORE_EOS: {"ignore_eos": True},
     Feature.FORCED_OUTPUT: {"forced_output": [1, 2]},
+    Feature.OUTPUTS: {"outputs": "fixed"},
     Feature.TOKEN_HEALING: {"token_healing": True},
 }
 
