@@ -11,6 +11,7 @@ class ConfigError(ValueError):
     """The configuration makes no sense. The message says what was given, what is allowed and what to do."""
 
 
+WEIGHTS = ("int8", "fp8")
 _CHOICES = {"device": ("auto", "cpu", "cuda"), "kv_dtype": ("auto", "int8", "fp8_e4m3")}
 
 
@@ -22,6 +23,8 @@ class EngineConfig:
     """A named shape (seeded random weights), a Hugging Face folder, or a hub name."""
     dtype: str = "float32"
     """float32 | bfloat16 | float16 (GPU only) | float64 (CPU only)"""
+    weights: str | None = None
+    """int8 | fp8 (GPU only): projections quantised while they are loaded; None: as dtype."""
     device: str = "auto"
     """auto (a GPU where there is one) | cpu | cuda"""
     model_seed: int = 0
@@ -79,6 +82,11 @@ class EngineConfig:
                 raise ConfigError(
                     f"engine.{name}={getattr(self, name)!r} is not allowed: choose one of {', '.join(allowed)}"
                 )
+        if self.weights is not None and self.weights not in WEIGHTS:
+            raise ConfigError(
+                f"model.weights={self.weights!r} is not allowed: choose one of {', '.join(WEIGHTS)}, or null for "
+                "weights in model.dtype"
+            )
         if not 0 < self.memory_fraction <= 1:
             raise ConfigError(
                 f"engine.memory_fraction={self.memory_fraction} is not allowed: it must be above 0 and at most 1"

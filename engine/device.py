@@ -49,6 +49,8 @@ def cpu_problem(config: EngineConfig) -> str | None:
             f"model.dtype={config.dtype} runs on a GPU only: on the CPU choose one of {', '.join(DTYPES)}"
             f"{_no_gpu(config)}"
         )
+    if config.weights == "fp8":
+        return f"model.weights=fp8 runs on a GPU only: on the CPU use model.weights=int8 or null{_no_gpu(config)}"
     if config.kv_dtype != "auto":
         return f"engine.kv_dtype={config.kv_dtype} runs on a GPU only: on the CPU leave it at auto{_no_gpu(config)}"
     if config.deterministic:
@@ -89,6 +91,10 @@ def gpu_problem(config: EngineConfig, model: ModelConfig, name: str, capability:
         return (
             f"engine.kv_dtype=fp8_e4m3 needs sm_{FP8_CAPABILITY} or newer, {name} is sm_{capability}: use "
             "engine.kv_dtype=int8 or auto"
+        )
+    if config.weights == "fp8" and capability < FP8_CAPABILITY:
+        return (
+            f"model.weights=fp8 needs sm_{FP8_CAPABILITY} or newer, {name} is sm_{capability}: use model.weights=int8"
         )
     from engine.kernels.kv_load import HEAD_DIMS
     from engine.kernels.sample import MAX_VOCAB

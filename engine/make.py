@@ -54,7 +54,9 @@ def _cpu_executor(config: EngineConfig) -> CpuExecutor:
     from engine.executor.cpu import CpuExecutor, default_pool_tokens
     from engine.models.load import load_model
 
-    model = load_model(config.model, config.dtype, config.model_seed, max_context=config.max_context)
+    model = load_model(
+        config.model, config.dtype, config.model_seed, kind=config.weights, max_context=config.max_context
+    )
     tokens = config.pool_tokens if config.pool_tokens is not None else default_pool_tokens(model.config, model.dtype)
     return CpuExecutor(model, n_pages=tokens // config.page_size, page_size=config.page_size)
 

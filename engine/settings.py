@@ -10,14 +10,15 @@ from engine.config import ConfigError, EngineConfig
 from engine.policies.names import closest
 
 POLICY_PARTS = ("eviction", "retention", "schedule", "admission")
-_ELSEWHERE = ("model", "dtype", "model_seed", "tokenizer", "seed")
+_ELSEWHERE = ("model", "dtype", "weights", "model_seed", "tokenizer", "seed")
 """Settings of the engine that come from other groups."""
 
 
 def engine_config(
     *, model: Mapping[str, Any], policy: Mapping[str, Any], engine: Mapping[str, Any], seed: int
 ) -> EngineConfig:
-    """model: name, path, dtype, seed, tokenizer. policy: a bundle. engine: what was given, None where nothing was.
+    """model: name, path, dtype, weights, seed, tokenizer. policy: a bundle. engine: what was given, None
+    where nothing was.
 
     Raises ConfigError for unknown settings and values that make no sense.
     """
@@ -38,6 +39,7 @@ def engine_config(
     return EngineConfig(
         model=model.get("path") or model["name"],
         dtype=model["dtype"],
+        weights=model.get("weights"),
         model_seed=model.get("seed", 0),
         tokenizer=model.get("tokenizer"),
         seed=seed,

@@ -31,7 +31,7 @@ class RunConfig:
     policy: dict[str, Any]
     """name; eviction, retention, schedule, admission, routing, each with its `_args`."""
     model: dict[str, Any]
-    """name, path, dtype."""
+    """name, path, dtype, weights, seed, tokenizer."""
     system: dict[str, Any]
     """name and the adapter's own settings."""
     engine: dict[str, Any]
@@ -87,7 +87,7 @@ class RunConfig:
                     f"{group}={data.get(group)!r} is not a group of settings; choose one by name, e.g. {group}=NAME"
                 )
         _known("policy.", data["policy"], ("name", *POLICY_PARTS, *(f"{part}_args" for part in POLICY_PARTS)))
-        _known("model.", data["model"], ("name", "path", "dtype", "seed", "tokenizer"))
+        _known("model.", data["model"], ("name", "path", "dtype", "weights", "seed", "tokenizer"))
         for group in ("workload", "policy", "model", "system"):
             _need(isinstance(data[group].get("name"), str), f"{group}.name", data[group].get("name"), "a name")
         policy = {"name": data["policy"]["name"]}

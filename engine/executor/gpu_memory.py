@@ -30,7 +30,7 @@ def check_weights(needed: int, free: int, name: str, model: str) -> None:
     if needed > free:
         raise ConfigError(
             f"the weights of {model} need {needed / GIB:.1f} GiB, {name} has {free / GIB:.1f} GiB free: use a 16-bit "
-            "model.dtype, a smaller model, a larger GPU, or engine.device=cpu"
+            "model.dtype, model.weights=int8, a smaller model, a larger GPU, or engine.device=cpu"
         )
 
 
@@ -61,7 +61,7 @@ def pool_pages(
             f"on the GPU, {budget.step / GIB:.1f} for a step, {budget.graphs / GIB:.1f} for graphs, {pool / GIB:.1f} "
             f"for {what} tokens. {name} has {budget.total / GIB:.1f} GiB, and engine.memory_fraction={memory_fraction} "
             f"of that may be used. Use a smaller {advice}, engine.max_batch_tokens or engine.max_running, "
-            "engine.kv_dtype=int8, a 16-bit model.dtype, a smaller model or a larger GPU"
+            "engine.kv_dtype=int8, a 16-bit model.dtype, model.weights=int8, a smaller model or a larger GPU"
         )
     return fit if wanted is None else wanted
 

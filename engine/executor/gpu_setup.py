@@ -16,6 +16,7 @@ from engine.executor.gpu_pool import bytes_per_token, kv_dtype_named
 from engine.models.llama_gpu import LlamaGpu
 from engine.models.llava import vision_parameters
 from engine.models.load import find_model, load_gpu_model
+from engine.models.quantise import weight_bytes
 from engine.models.weights import GPU_DTYPES, dtype_named, tensor_shapes
 from engine.request import Request, SamplingParams, Status
 
@@ -31,17 +32,18 @@ def load_and_set_up(config: EngineConfig) -> CudaExecutor:
     """Loads the model on the GPU and makes its executor. Raises ModelError, and ConfigError when it doesn't fit."""
     device = torch.device("cuda")
     shape, _ = find_model(config.model, config.model_seed, max_context=config.max_context)
-    n_weights = sum(int(np.prod(tensor)) for tensor in tensor_shapes(shape).values()) + vision_parameters(shape)
+    dtype = dtype_named(config.dtype, GPU_DTYPES)
+    # What turns pictures into embeddings isn't quantised.
+    needed = weight_bytes(tensor_shapes(shape), dtype, config.weights) + vision_parameters(shape) * dtype.itemsize
     free, _ = torch.cuda.mem_get_info()
-    check_weights(
-        n_weights * dtype_named(config.dtype, GPU_DTYPES).itemsize, free, torch.cuda.get_device_name(), config.model
-    )
+    check_weights(needed, free, torch.cuda.get_device_name(), config.model)
     model = load_gpu_model(
         config.model,
         config.dtype,
         config.model_seed,
         device=device,
         deterministic=config.deterministic,
+        kind=config.weights,
         max_context=config.max_context,
     )
     return set_up(model, config, device)

@@ -18,6 +18,7 @@ NAMES = (
     "rope_and_store",
     "silu_mul",
     "matmul_invariant",
+    "matmul_quantized",
     "sample",
 )
 

@@ -130,6 +130,8 @@ def code_problems(code: Compiled, chip: Chip, *, chosen: bool) -> list[str]:
         problems.append(f"not one block fits on a processor: {code.registers} registers a thread are too many")
     if code.dots and not code.matrix:
         problems.append(f"{code.dots} matrix products and no matrix instruction")
+    if code.matrix and not code.dots:
+        problems.append("matrix instructions, though all its products are of float32, which they would round")
     return problems
 
 

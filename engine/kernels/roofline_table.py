@@ -14,6 +14,7 @@ from engine.kernels import (
     attention_merge,
     attention_shared_prefix,
     matmul_invariant,
+    matmul_quantized,
     rms_norm,
     rope_and_store,
     sample,
@@ -107,6 +108,19 @@ def shared_prefix_parts(model: Model, branches: int, prefix: int, own: int) -> I
     yield Part("attention_decode without sharing", m.layers, every)
 
 
+def products_in_8_bits(model: Model, step: Step) -> Iterator[Part]:
+    """The products of a step whose weights are int8 or float8."""
+    m, tokens = model, step.rows * step.new
+    for name, rows, calls, n, k in (
+        ("qkv", tokens, m.layers, (m.heads + 2 * m.kv_heads) * m.head_dim, m.hidden),
+        ("out", tokens, m.layers, m.hidden, m.heads * m.head_dim),
+        ("gate and up", tokens, m.layers, 2 * m.inner, m.hidden),
+        ("down", tokens, m.layers, m.hidden, m.inner),
+        ("logits", step.rows, 1, m.vocab, m.hidden),
+    ):
+        yield Part(f"matmul_quantized {name}", calls, matmul_quantized.work(rows, n, k, bytes_per_number=NUMBER))
+
+
 def attention(model: Model, step: Step) -> Part:
     m = model
     if step.new == 1:
@@ -118,10 +132,10 @@ def attention(model: Model, step: Step) -> Part:
     return Part("attention_extend", m.layers, work)
 
 
-def whole(model: Model, step: Step) -> Work:
+def whole(model: Model, step: Step, *, bytes_per_weight: int = NUMBER) -> Work:
     """What no step can do without: every weight once, the K and V it attends to and those it makes, and its products.
 
-    The norms' weights and the look-up of the tokens are left out: under a thousandth.
+    The norms' weights, scales and the look-up of the tokens are left out: under a thousandth.
     """
     m = model
     per_token = m.hidden * (m.heads + 2 * m.kv_heads) * m.head_dim + m.heads * m.head_dim * m.hidden
@@ -130,7 +144,7 @@ def whole(model: Model, step: Step) -> Work:
     kv_token = m.layers * 2 * m.kv_heads * m.head_dim * NUMBER
     products = 2 * step.rows * (step.new * m.layers * per_token + m.vocab * m.hidden)
     return Work(
-        NUMBER * weights + kv_token * step.rows * (step.keys + step.new),
+        bytes_per_weight * weights + kv_token * step.rows * (step.keys + step.new),
         products + m.layers * attention(model, step).work.operations,
     )
 
@@ -139,8 +153,12 @@ def lines(model: Model = LLAMA_7B) -> list[str]:
     """The table in Markdown: whole steps, then one call of each kernel in each step."""
     text = [f"Least milliseconds of a whole step of {model.name} in bfloat16 (weights, K and V, products):", ""]
     text += _rows(["step", "GB", "GFLOP", *_names()], ([s.name, *_cells(whole(model, s), 1e9, 1e3)] for s in STEPS))
+    in_8_bits = ([s.name, *_cells(whole(model, s, bytes_per_weight=1), 1e9, 1e3)] for s in STEPS)
+    text += ["", "The same with weights in 8 bits (`model.weights=int8` or `fp8`):", ""]
+    text += _rows(["step", "GB", "GFLOP", *_names()], in_8_bits)
     text += ["", "Least microseconds of one call of each kernel in these steps:"]
     tables = [(step.name, parts(model, step)) for step in STEPS]
+    tables += [(f"{step.name}, weights in 8 bits", products_in_8_bits(model, step)) for step in (*STEPS[:3], STEPS[-1])]
     tables.append(
         ("decode, 64 branches of a 4k prefix with 64 own keys each", shared_prefix_parts(model, 64, 4096, 64))
     )

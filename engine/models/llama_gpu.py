@@ -6,7 +6,8 @@ Touvron et al., arXiv 2302.13971. The residual stream x is updated where its nor
     x    += out(attention(q))                             h = norm(x)
     x    += mlp(h)                                        h = norm(x)
 
-Products are the vendor's, but for `deterministic`: then they are ours, whose bits don't depend on the batch.
+Products are the vendor's, but for `deterministic`: then they are ours, whose bits don't depend on the batch. With 8-bit
+weights they are ours in any case.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.matmul_invariant import matmul_invariant
+from engine.kernels.matmul_quantized import matmul_quantized
 from engine.kernels.paged import PagedKV
 from engine.kernels.rms_norm import rms_norm
 from engine.kernels.rope_and_store import rope_and_store, rotary_tables
@@ -155,7 +157,9 @@ def build_gpu(tensors: Tensors, *, deterministic: bool = False) -> LlamaGpu:
     product: Product = matmul_invariant if deterministic else F.linear
 
     def projection(*names: str) -> Projection:
-        weight, bias = tensors.stacked(*names)
+        weight, bias, scale = tensors.stacked(*names)
+        if scale is not None:
+            return partial(matmul_quantized, weight=weight, scale=scale, bias=bias, invariant=deterministic)
         return partial(product, weight=weight, bias=bias)
 
     def block(at: str) -> Block:

@@ -13,6 +13,7 @@ from engine import hub
 from engine.models.config import ModelConfig, ModelError, config_from_hf, with_context
 from engine.models.llama import Llama
 from engine.models.llava import load_vision
+from engine.models.quantise import stored_dtype
 from engine.models.shapes import SHAPES, named_shape
 from engine.models.weights import (
     GPU_DTYPES,
@@ -40,6 +41,7 @@ def load_model(
     dtype: str | torch.dtype = "float32",
     seed: int = 0,
     *,
+    kind: str | None = None,
     vocab_size: int | None = None,
     max_context: int | None = None,
 ) -> Llama:
@@ -48,13 +50,16 @@ def load_model(
     name_or_path: a named shape (`tiny`, `llama-110m`, `llama-7b`: random weights drawn from `seed`, the same for the
         same seed), a Hugging Face folder, or a hub name (`owner/model`).
     dtype: float32, bfloat16 or float64.
+    kind: int8, for projections that are quantised while they are loaded (`engine.models.quantise`); None: as dtype.
     vocab_size: of a named shape, instead of its own.
     max_context: longest prompt + output, tokens, instead of the model's own.
     Raises ModelError naming the file, tensor or field.
     """
     wanted = dtype_named(dtype)
+    if kind is not None and stored_dtype(kind) != torch.int8:
+        raise ModelError(f"weights={kind} run on a GPU only: on the CPU use int8, or null for the dtype's own")
     config, weights = find_model(name_or_path, seed, vocab_size=vocab_size, max_context=max_context)
-    model = build(config, text_weights(config, weights), wanted)
+    model = build(config, text_weights(config, weights), wanted, kind=kind)
     if config.vision is not None:
         model.vision = load_vision(config, weights.get, weights.has, wanted)
     return model
@@ -67,6 +72,7 @@ def load_gpu_model(
     *,
     device: torch.device,
     deterministic: bool = False,
+    kind: str | None = None,
     vocab_size: int | None = None,
     max_context: int | None = None,
 ) -> LlamaGpu:
@@ -75,12 +81,13 @@ def load_gpu_model(
     dtype: float32, bfloat16 or float16.
     device: a GPU, or the CPU where the kernels run under Triton's interpreter.
     deterministic: the bits of a token's logits don't depend on what is computed beside it.
+    kind: int8, or fp8 on a GPU of sm_89 or newer.
     """
     from engine.models.llama_gpu import build_gpu
 
     wanted = dtype_named(dtype, GPU_DTYPES)
     config, weights = find_model(name_or_path, seed, vocab_size=vocab_size, max_context=max_context)
-    with Tensors(config, text_weights(config, weights), wanted, device) as tensors:
+    with Tensors(config, text_weights(config, weights), wanted, device, kind=kind) as tensors:
         model = build_gpu(tensors, deterministic=deterministic)
     if config.vision is not None:
         model.vision = load_vision(config, lambda name, shape: weights.get(name, shape).to(device), weights.has, wanted)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from engine.kernels.cpu.linear import Linear
 from engine.models.config import ModelConfig, ModelError, config_to_hf
 from engine.models.llama import MLP, Block, Llama, SwiGLU
 from engine.models.mixtral import SparseMoE
+from engine.models.quantise import Quantised, is_quantised, quantise, stored_dtype
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -152,7 +153,7 @@ class SafetensorsFolder:
             raise ModelError(
                 f"{path}: tensor {name!r} has shape {list(tensor.shape)}, the config asks for {list(shape)}"
             )
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise ModelError(f"{path}: tensor {name!r} is {tensor.dtype}; quantised weights aren't supported")
         return tensor
 
@@ -174,23 +175,45 @@ class RandomWeights:
         return torch.randn(shape, generator=generator).mul_(0.02)
 
 
+class Stacked(NamedTuple):
+    """Projections of the same input, one below the other."""
+
+    weight: Tensor
+    """[outputs, inputs]: in the model's dtype, or in 8 bits. Of experts: [experts, outputs, inputs]."""
+    bias: Tensor | None
+    """[outputs]"""
+    scale: Tensor | None
+    """float32 [outputs], or [experts, outputs], of a weight in 8 bits."""
+
+
 class Tensors:
     """A model's tensors, each to be asked for once, as the hardware wants them: in its dtype, on its device.
 
     Some are fetched ahead by other threads, in the order of `tensor_shapes`: drawing or reading them takes longest.
+    `kind`: int8 or fp8, for matrices in 8 bits. Each is quantised by the thread that has fetched it, before it goes to
+    the device: on the host a thread holds one in full, on the device there is never one.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, dtype: torch.dtype, device: torch.device | None = None
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        *,
+        kind: str | None = None,
     ) -> None:
+        if kind is not None:
+            stored_dtype(kind)
         self.config = config
+        self.kind = kind
         self.dtype = dtype
         self.device = torch.device("cpu") if device is None else device
         self._weights = weights
         self._shapes = tensor_shapes(config)
         self._n_threads = min(os.cpu_count() or 1, MOST_THREADS)
         self._threads = ThreadPoolExecutor(self._n_threads, "weights")
-        self._ahead: dict[str, Future[Tensor]] = {}
+        self._ahead: dict[str, Future[Tensor | Quantised]] = {}
         self._names = iter(self._shapes)
 
     def __enter__(self) -> Tensors:
@@ -205,33 +228,74 @@ class Tensors:
         return name in self._shapes
 
     def get(self, name: str) -> Tensor:
-        """The tensor of that name. Raises ModelError when it is missing or of another shape."""
-        fetched = self._ahead.pop(name).result() if name in self._ahead else self._fetch(name)
-        self._fetch_next()
+        """The tensor of that name. Raises ModelError when it is missing or of another shape.
+
+        ValueError for one that is stored in 8 bits: `matrix` gives it with its scale.
+        """
+        fetched = self._fetched(name)
+        if isinstance(fetched, Quantised):
+            raise ValueError(f"tensor {name!r} is stored as {self.kind}: ask for it by matrix() or stacked()")
         return fetched.to(self.device)
+
+    def matrix(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """A weight and, where it is stored in 8 bits, its scale: [..., outputs, inputs], float32 [..., outputs]."""
+        fetched = self._fetched(name)
+        if isinstance(fetched, Quantised):
+            return fetched.stored.to(self.device), fetched.scale.to(self.device)
+        return fetched.to(self.device), None
 
     def maybe(self, name: str) -> Tensor | None:
         """The tensor, or None where such a model has none."""
         return self.get(name) if name in self else None
 
-    def stacked(self, *names: str) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of several projections of the same input, one below the other."""
-        parts = [(self.get(f"{name}.weight"), self.maybe(f"{name}.bias")) for name in names]
-        biases = [bias for _, bias in parts if bias is not None]
-        weight = torch.cat([weight for weight, _ in parts]) if len(parts) > 1 else parts[0][0]
-        return weight, torch.cat(biases) if biases else None
+    def stacked(self, *names: str) -> Stacked:
+        """Several projections of the same input, one below the other."""
+        parts = [(*self.matrix(f"{name}.weight"), self.maybe(f"{name}.bias")) for name in names]
+        scales = [scale for _, scale, _ in parts if scale is not None]
+        biases = [bias for _, _, bias in parts if bias is not None]
+        weight = torch.cat([weight for weight, _, _ in parts]) if len(parts) > 1 else parts[0][0]
+        return Stacked(weight, torch.cat(biases) if biases else None, torch.cat(scales) if scales else None)
 
-    def _fetch(self, name: str) -> Tensor:
-        return self._weights.get(name, self._shapes[name]).to(self.dtype)
+    def experts(self, names: Sequence[Sequence[str]]) -> Stacked:
+        """Projections of each expert as one tensor of all; names: of each expert, as for `stacked`. Without biases.
+
+        On the device there is one expert more than in the result, not all of them twice.
+        """
+        weight = scale = None
+        for i, of_one in enumerate(names):
+            one = self.stacked(*of_one)
+            if weight is None:
+                weight = one.weight.new_empty(len(names), *one.weight.shape)
+                scale = None if one.scale is None else one.scale.new_empty(len(names), len(one.scale))
+            weight[i] = one.weight
+            if scale is not None and one.scale is not None:
+                scale[i] = one.scale
+        if weight is None:
+            raise ValueError("a mixture of no experts: give the names of one or more")
+        return Stacked(weight, None, scale)
+
+    def _fetched(self, name: str) -> Tensor | Quantised:
+        fetched = self._ahead.pop(name).result() if name in self._ahead else self._fetch(name)
+        self._fetch_next()
+        return fetched
+
+    def _fetch(self, name: str) -> Tensor | Quantised:
+        tensor = self._weights.get(name, self._shapes[name])
+        if self.kind is None or not is_quantised(name):
+            return tensor.to(self.dtype)
+        try:
+            return quantise(tensor, self.kind)
+        except ModelError as error:
+            raise ModelError(f"tensor {name!r}: {error}") from error
 
     def _fetch_next(self) -> None:
         if (name := next(self._names, None)) is not None:
             self._ahead[name] = self._threads.submit(self._fetch, name)
 
 
-def build(config: ModelConfig, weights: Weights, dtype: torch.dtype) -> Llama:
-    """Fetches every tensor of the model and lays the projections out for the CPU."""
-    with Tensors(config, weights, dtype) as tensors:
+def build(config: ModelConfig, weights: Weights, dtype: torch.dtype, *, kind: str | None = None) -> Llama:
+    """Fetches every tensor of the model and lays the projections out for the CPU; `kind`: int8 for 8-bit weights."""
+    with Tensors(config, weights, dtype, kind=kind) as tensors:
         get, maybe = tensors.get, tensors.maybe
 
         def linear(*names: str) -> Linear:

@@ -54,14 +54,25 @@ class Twins(NamedTuple):
     cpu: Llama
 
 
-def twins(config: ModelConfig = SMALL, dtype: torch.dtype = torch.float32, *, deterministic: bool = False) -> Twins:
-    return Twins(gpu_model(config, dtype, deterministic=deterministic), build(config, Loud(), torch.float32))
+def twins(
+    config: ModelConfig = SMALL,
+    dtype: torch.dtype = torch.float32,
+    *,
+    deterministic: bool = False,
+    kind: str | None = None,
+) -> Twins:
+    gpu = gpu_model(config, dtype, deterministic=deterministic, kind=kind)
+    return Twins(gpu, build(config, Loud(), torch.float32, kind=kind))
 
 
 def gpu_model(
-    config: ModelConfig = SMALL, dtype: torch.dtype = torch.float32, *, deterministic: bool = False
+    config: ModelConfig = SMALL,
+    dtype: torch.dtype = torch.float32,
+    *,
+    deterministic: bool = False,
+    kind: str | None = None,
 ) -> LlamaGpu:
-    with Tensors(config, Loud(), dtype, DEVICE) as tensors:
+    with Tensors(config, Loud(), dtype, DEVICE, kind=kind) as tensors:
         return build_gpu(tensors, deterministic=deterministic)
 
 

@@ -50,6 +50,7 @@ def test_without_a_gpu_auto_is_the_cpu(no_gpu: None) -> None:
 def test_auto_is_a_gpu_that_can_do_what_is_asked_else_the_cpu(gpu: Callable[..., None]) -> None:
     gpu(90)
     assert choose_device(config()) == "cuda"
+    assert choose_device(config(weights="fp8")) == choose_device(config(weights="int8")) == "cuda"
     assert choose_device(config(dtype="float16", kv_dtype="fp8_e4m3", deterministic=True)) == "cuda"
     assert choose_device(config(device="cpu")) == "cpu"
     assert choose_device(config(dtype="float64")) == "cpu"
@@ -68,6 +69,8 @@ def test_auto_is_a_gpu_that_can_do_what_is_asked_else_the_cpu(gpu: Callable[...,
         (90, {"device": "cuda", "model": "tiny"}, "tiny has head_dim=16, the GPU kernels take 32 to 256"),
         (90, {"device": "cpu", "dtype": "float16"}, "dtype=float16 runs on a GPU only: .*float32"),
         (90, {"device": "cpu", "kv_dtype": "int8"}, "kv_dtype=int8 runs on a GPU only.*auto"),
+        (86, {"weights": "fp8"}, "model.weights=fp8 needs sm_89 or newer, NVIDIA Test is sm_86.*model.weights=int8"),
+        (90, {"device": "cpu", "weights": "fp8"}, "model.weights=fp8 runs on a GPU only.*model.weights=int8"),
         (90, {"device": "cpu", "deterministic": True}, "deterministic=true is for GPUs.*float64"),
     ],
 )

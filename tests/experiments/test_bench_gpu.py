@@ -58,8 +58,9 @@ def test_the_rehearsal_runs_every_stage(tmp_path: Path) -> None:
     names = "\n".join(figure["name"] for figure in figures)
     for what in (
         "attention_decode", "attention_extend", "sharing", "rms_norm", "rope_and_store", "silu_mul", "sample",
-        "matmul_invariant", "attention_fixed_split", "decode step", "prefill", "device idle", "MMLU", "branches",
-        "deterministic", "int8 KV", "fp8_e4m3 KV", "times transformers", "requests whose greedy tokens",
+        "matmul_invariant", "matmul_quantized", "attention_fixed_split", "decode step", "prefill", "device idle",
+        "MMLU", "branches", "deterministic", "int8 KV", "fp8_e4m3 KV", "times transformers",
+        "requests whose greedy tokens",
     ):  # fmt: skip
         assert what in names, what
     markdown = path.with_name("results.md").read_text()

@@ -43,11 +43,14 @@ def test_overrides_reach_the_engine() -> None:
     config = composed(
         *("policy.eviction=lfu", "policy.schedule=dfs_weight", "engine.page_size=16", "engine.cache=flat", "seed=3"),
         *("engine.pool_tokens=4096", "model=llama-110m", "model.dtype=bfloat16", "+policy.eviction_args.alpha=0.5"),
+        "model.weights=int8",
     )
     made = engine_config(config)
     assert (made.eviction, made.schedule, made.page_size, made.cache) == ("lfu", "dfs_weight", 16, "flat")
     assert (made.pool_tokens, made.model, made.dtype, made.seed) == (4096, "llama-110m", "bfloat16", 3)
     assert made.eviction_args == {"alpha": 0.5}
+    assert made.weights == "int8"
+    assert config.hash != composed("model=llama-110m", "model.dtype=bfloat16").hash
     of_the_gpu = ("device=cpu", "kv_dtype=int8", "memory_fraction=0.5", "cuda_graphs=false", "overlap=true")
     made = engine_config(composed(*(f"engine.{setting}" for setting in of_the_gpu), "engine.deterministic=true"))
     assert (made.device, made.kv_dtype, made.memory_fraction) == ("cpu", "int8", 0.5)

@@ -69,6 +69,19 @@ def runs(root: Path = Path("outputs")) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/*/*/summary.json"))
 
 
+def test_weights_in_8_bits_are_in_the_settings_and_the_report_of_their_run(invoke: Invoke) -> None:
+    cell = ["workload=mine.py:Mine", "workload.n=2", "policy=lru", "engine.pool_tokens=4096", "engine.device=cpu"]
+    assert invoke(*cell, "model.weights=int8") == 0
+    (folder,) = runs()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["weights"] == config["resolved"]["weights"] == "int8"
+    assert "weights: int8" in (folder / "report.html").read_text()
+    assert invoke(*cell) == 0
+    assert len(runs()) == 2, "other weights are another cell"
+    assert invoke(*cell, "model.weights=int4") != 0
+    assert len(runs()) == 2
+
+
 def test_a_run_leaves_the_files_and_figures_it_promises(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     arguments = ["workload=mine.py:Mine", "policy=lru", "engine.pool_tokens=4096", "repeats=2", "parallel=3"]

@@ -70,21 +70,22 @@ class Server:
             pool_tokens=16384 if device.type == "cuda" else 512,
             overlap=False,
         )
-        self._models: dict[tuple[str, bool], Any] = {}
+        self._models: dict[tuple[str, bool, str | None], Any] = {}
 
-    def model(self, dtype: str, deterministic: bool) -> Any:
+    def model(self, dtype: str, deterministic: bool, weights: str | None = None) -> Any:
         from engine.models.llama_gpu import build_gpu
 
-        if (dtype, deterministic) not in self._models:
-            with Tensors(self.shape, RandomWeights(0), GPU_DTYPES[dtype], self.device) as tensors:
-                self._models[dtype, deterministic] = build_gpu(tensors, deterministic=deterministic)
-        return self._models[dtype, deterministic]
+        key = dtype, deterministic, weights
+        if key not in self._models:
+            with Tensors(self.shape, RandomWeights(0), GPU_DTYPES[dtype], self.device, kind=weights) as tensors:
+                self._models[key] = build_gpu(tensors, deterministic=deterministic)
+        return self._models[key]
 
     def engine(self, wrap: Wrap | None = None, **changes: Any) -> Engine:
         from experiments.bench.gpu.ours import make_executor
 
         config = replace(self.base, **changes)
-        model = self.model(config.dtype, config.deterministic)
+        model = self.model(config.dtype, config.deterministic, config.weights)
         executor = make_executor(model, config, self.device)
         return Engine(executor if wrap is None else wrap(executor), None, config)
 

@@ -118,6 +118,26 @@ def test_a_quantised_pool_changes_logits_a_little(server: Server, prompts: list[
     assert same[0] == same[1]
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_weights_in_8_bits_change_logits_a_little(server: Server, prompts: list[Tokens], real: bool, kind: str) -> None:
+    if real and kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no float8 on this GPU")
+    plain = server.serve(prompts, 1)
+    quantised = server.serve(prompts, 1, weights=kind)
+    differ = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in zip(plain.answers, quantised.answers, strict=True)]
+    assert max(differ) < 0.25
+    assert any(differ), "nothing changed at all: are the weights quantised?"
+
+
+def test_weights_in_8_bits_give_the_same_bits_in_deterministic_mode(
+    server: Server, prompts: list[Tokens], new_tokens: int
+) -> None:
+    settings = {"weights": "int8", "deterministic": True, "cache": "none"}
+    together = server.serve(prompts, new_tokens, **settings).answers
+    engine = server.engine(**settings)
+    assert [server.serve([prompt], new_tokens, engine=engine).answers[0] for prompt in prompts] == together
+
+
 class NoWaiting:
     """An executor in whose `launch` and `sample` nothing may wait for the device."""
 

@@ -28,9 +28,9 @@ def twins() -> Twins:
     return make_twins()
 
 
-@pytest.fixture(scope="module")
-def deterministic() -> LlamaGpu:
-    return gpu_model(ONE_LAYER, deterministic=True)
+@pytest.fixture(scope="module", params=[None, "int8"], ids=["16 or 32 bits", "8 bits"])
+def deterministic(request: pytest.FixtureRequest) -> LlamaGpu:
+    return gpu_model(ONE_LAYER, deterministic=True, kind=request.param)
 
 
 def branching() -> list[list[int]]:
@@ -250,6 +250,14 @@ def test_deterministic_logits_have_the_same_bits_whatever_is_beside_them(determi
     found.append(graphs.logits([(request, 39, 40)])[0])
     for other in found[1:]:
         assert torch.equal(other, found[0])
+
+
+def test_with_weights_in_8_bits_greedy_tokens_are_those_of_the_cpu() -> None:
+    both = make_twins(kind="int8")
+    prompts = branching()
+    ours = served(cuda_executor(both.gpu), prompts, GREEDY)
+    theirs = served(cpu_executor(both.cpu), prompts, GREEDY)
+    assert [request.output for request in ours] == [request.output for request in theirs]
 
 
 def test_a_row_whose_logits_are_broken_fails_alone() -> None:

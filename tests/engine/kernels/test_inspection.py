@@ -160,7 +160,9 @@ def _found(
 
     case = Case("size=8", _tiles(shape, candidates), shape, make, matrix)
     monkeypatch.setattr(inspection, "kernel_file", lambda *_: _Kernels([case]))
-    monkeypatch.setattr(inspection, "compile_launch", lambda *_: COMPILED._replace(dots=dots))
+    monkeypatch.setattr(
+        inspection, "compile_launch", lambda *_: COMPILED._replace(dots=dots, matrix={"HMMA": 4} if dots else {})
+    )
     inspection._cases.cache_clear()
     findings = list(inspection.inspect(["trial"], [90], all_tiles=False, processes=1))
     inspection._cases.cache_clear()
@@ -181,6 +183,13 @@ def test_a_default_must_be_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_matrix_case_must_have_products(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _found(monkeypatch, [Tile({"BLOCK": 64})], dots=0) == ["it should have matrix products and has none"]
     assert _found(monkeypatch, [Tile({"BLOCK": 64})], dots=0, matrix=False) == []
+
+
+def test_products_of_float32_must_not_be_rounded_by_the_matrix_units() -> None:
+    exact = COMPILED._replace(dots=0)
+    (problem,) = inspection.code_problems(exact, CHIPS[100], chosen=True)
+    assert "float32, which they would round" in problem
+    assert inspection.code_problems(exact._replace(matrix={}), CHIPS[100], chosen=True) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels aren't interpreted here")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.kernels.roofline import GPUS, Work, floor_s
-from engine.kernels.roofline_table import LLAMA_7B, STEPS, lines, parts, whole, written
+from engine.kernels.roofline_table import LLAMA_7B, STEPS, lines, parts, products_in_8_bits, whole, written
 from engine.models.shapes import SHAPES
 from experiments.bench.gpu import floors
 
@@ -49,6 +49,16 @@ def test_kernels_of_a_step_do_all_its_products_and_move_all_its_weights_and_keys
     work = whole(LLAMA_7B, step)
     assert sum(part.calls * part.work.operations for part in of_step) == pytest.approx(work.operations, rel=1e-3)
     assert sum(part.calls * part.work.bytes for part in of_step) >= 0.999 * work.bytes
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_weights_in_8_bits_halve_what_products_move_and_leave_what_they_compute(step: object) -> None:
+    plain = [part for part in parts(LLAMA_7B, step) if part.kernel.startswith("product")]
+    in_8_bits = list(products_in_8_bits(LLAMA_7B, step))
+    assert [part.calls * part.work.operations for part in in_8_bits] == [p.calls * p.work.operations for p in plain]
+    saved = sum(a.calls * a.work.bytes - b.calls * b.work.bytes for a, b in zip(plain, in_8_bits))
+    weights = whole(LLAMA_7B, step).bytes - whole(LLAMA_7B, step, bytes_per_weight=1).bytes
+    assert saved == pytest.approx(weights, rel=2e-3)
 
 
 def test_docs_show_the_current_floors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 import transformers
 
 from engine.executor.base import PrefixGroup
+from engine.kernels.tiles import current_gpu
 from engine.models import ModelError, load_model
 from engine.models.llama_gpu import LlamaGpu
 from engine.models.load import load_gpu_model
+from engine.models.quantise import dequantised, is_quantised, quantise
 from engine.models.weights import RandomWeights
 from tests.engine.gpu_twins import DEVICE, Driver, cuda_executor, prompt
 
@@ -131,6 +134,27 @@ def test_deterministic_products_give_the_same_logits(folder: Any) -> None:
     tokens = prompt(20, seed=4)
     found = logits_in_steps(load(path, deterministic=True), tokens, (19, 1), 1)
     assert (found.double() - expected(model, tokens)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("family", ["llama3", "llama-tied-biases"])
+def test_logits_in_8_bits_are_those_of_transformers_on_the_dequantised_weights(
+    folder: Any, family: str, kind: str, deterministic: bool
+) -> None:
+    if DEVICE.type == "cuda" and kind == "fp8" and current_gpu().capability < 89:
+        pytest.skip("this GPU has no float8")
+    model, path = folder(family)
+    model = copy.deepcopy(model).double()
+    tied = model.config.tie_word_embeddings
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if is_quantised(name) and not (tied and name == "lm_head.weight"):
+                parameter.copy_(dequantised(quantise(parameter.float(), kind), torch.float64))
+    tokens = prompt(20, seed=4)
+    found = logits_in_steps(load(path, kind=kind, deterministic=deterministic), tokens, (19, 1), 1)
+    assert (found.double() - expected(model, tokens)).abs().max() < 1e-4
+    assert (found.double() - expected(folder(family)[0], tokens)).abs().max() > 1e-3  # 8 bits are told from 32
 
 
 def test_the_last_layer_answers_only_what_is_wanted(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ def test_the_groups_of_an_experiment_make_the_same_engine() -> None:
     assert (settings.engine.cache, settings.engine.schedule) == ("none", "fcfs")
     assert (settings.engine.pool_tokens, settings.engine.seed) == (5000, 3)
     assert settings.server.model_name == "llama-110m"
+    assert settings.engine.weights is None
+    assert Settings(["model.weights=int8", "model.dtype=bfloat16"]).engine.weights == "int8"
 
 
 def test_the_file_names_every_setting_and_says_what_the_class_does() -> None:
@@ -53,6 +55,7 @@ def test_the_file_names_every_setting_and_says_what_the_class_does() -> None:
         ("allow_unauthenticated=perhaps", "true or false"),
         ("seed=-1", "seed=-1"),
         ("engine.page_size=0", "page_size=0"),
+        ("model.weights=int4", "model.weights='int4' is not allowed: choose one of int8, fp8, or null"),
     ],
 )
 def test_what_makes_no_sense_is_refused(argument: str, says: str) -> None:

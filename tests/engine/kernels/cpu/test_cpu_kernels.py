@@ -41,6 +41,52 @@ def test_linear_and_what_follows_it(dtype: torch.dtype, packed: bool, rows: int,
     close(linear.plus(x, other), expected + other.double(), dtype)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("outputs", "inputs"), [(40, 32), (40, 33), (7, 96), (1, 1)])
+@pytest.mark.parametrize("rows", [0, 1, 3, 16, 17, 130])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_of_int8_is_the_product_with_the_dequantised_weight(
+    dtype: torch.dtype, outputs: int, inputs: int, rows: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.kernels.cpu.linear.WIDENED", 9 * inputs)  # several blocks, the last one smaller
+    generator = torch.Generator().manual_seed(outputs + inputs)
+    stored = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=generator)
+    scale = 0.02 * torch.rand(outputs, generator=generator) + 1e-3
+    x, other = random(rows, inputs, dtype=dtype), random(rows, outputs, dtype=dtype, seed=1)
+    b = random(outputs, dtype=dtype) if bias else None
+    expected = F.linear(x.double(), stored.double() * scale.double()[:, None], None if b is None else b.double())
+    linear = Linear(stored, b, scale)
+    if rows == 0:
+        assert linear(x).shape == linear.silu(x).shape == (0, outputs)
+        return
+    close(linear(x), expected, dtype)
+    close(linear.silu(x), F.silu(expected), dtype)
+    close(linear.times(x, other), expected * other.double(), dtype)
+    close(linear.plus(x, other), expected + other.double(), dtype)
+
+
+def test_few_tokens_and_many_have_the_same_scales_in_bfloat16() -> None:
+    """A scale rounded to bfloat16 would shift a whole channel by up to 0.4 %."""
+    stored = torch.full((64, 64), 127, dtype=torch.int8)
+    scale = torch.full((64,), (1 + 2**-9 + 2**-12) / 127)
+    x = torch.full((1, 64), 1 / 64, dtype=torch.bfloat16)
+    exact = (127 * scale[:1]).bfloat16()
+    for rows in (1, 16, 17):
+        assert torch.equal(Linear(stored, None, scale)(x.repeat(rows, 1)), exact.expand(rows, 64))
+
+
+def test_int8_without_its_scale_is_refused_and_so_is_the_reverse() -> None:
+    ones = torch.ones(4)
+    with pytest.raises(ValueError, match=r"int8 without a scale"):
+        Linear(torch.ones(4, 4, dtype=torch.int8))
+    with pytest.raises(ValueError, match=r"float32 with a scale"):
+        Linear(torch.ones(4, 4), None, ones)
+    with pytest.raises(ValueError, match=r"float8_e4m3fn with a scale"):
+        Linear(torch.ones(4, 4).to(torch.float8_e4m3fn), None, ones)
+    with pytest.raises(ValueError, match=r"int16 without a scale"):
+        Linear(torch.ones(4, 4, dtype=torch.int16))
+
+
 def test_packed_calls_come_in_few_sizes_and_waste_little() -> None:
     sizes = {n: padded_tokens(n) for n in range(1, 2049)}
     assert all(n <= size <= n + max(16, n // 8) for n, size in sizes.items())
