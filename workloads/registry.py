@@ -17,10 +17,14 @@ from workloads.base import Workload
 
 WORKLOADS: Mapping[str, str] = {
     "chat": "workloads.chat:Chat",
+    "generative_agents": "workloads.generative_agents:GenerativeAgents",
     "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
+    "json_decode": "workloads.json_decode:JsonDecode",
     "judge": "workloads.judge:Judge",
+    "line_retrieval": "workloads.line_retrieval:LineRetrieval",
     "llava": "workloads.llava:LLaVA",
+    "long_doc_qa": "workloads.long_doc_qa:LongDocQA",
     "mmlu": "workloads.mmlu:MMLU",
     "multi_chain": "workloads.multi_chain:MultiChain",
     "react": "workloads.react:React",

@@ -10,37 +10,10 @@ from typing import NamedTuple
 
 from engine.tokenizer import HFTokenizer, load_tokenizer
 from experiments.bench.radix_prompts import tinyllama_file
+from workloads.json_decode.patterns import CHARACTER, CITY, MAX_TOKENS
 
-_WORDS = r"[\w\d\s]{1,16}"
-CHARACTER = (
-    r"\{\n"
-    rf'    "name": "{_WORDS}",\n'
-    r'    "house": "(Gryffindor|Slytherin|Ravenclaw|Hufflepuff)",\n'
-    r'    "blood status": "(Pure-blood|Half-blood|Muggle-born)",\n'
-    r'    "occupation": "(student|teacher|auror|ministry of magic|death eater|order of the phoenix)",\n'
-    r'    "wand": \{\n'
-    rf'        "wood": "{_WORDS}",\n'
-    rf'        "core": "{_WORDS}",\n'
-    r'        "length": [0-9]{1,2}\.[0-9]{0,2}\n'
-    r"    \},\n"
-    r'    "alive": "(Alive|Deceased)",\n'
-    rf'    "patronus": "{_WORDS}",\n'
-    rf'    "bogart": "{_WORDS}"\n'
-    r"\}"
-)
-"""A record of a Harry Potter character (sgl-project/sglang, benchmark/json_jump_forward)."""
-CITY = (
-    r"\{\n"
-    rf'  "name": "{_WORDS}",\n'
-    rf'  "country": "{_WORDS}",\n'
-    r'  "latitude": [-+]?[0-9]*\.?[0-9]{0,2},\n'
-    r'  "population": [-+]?[0-9]{1,9},\n'
-    rf'  "top 3 landmarks": \["{_WORDS}", "{_WORDS}", "{_WORDS}"\]\n'
-    r"\}"
-)
-"""A record of a city, from its Wikipedia page (the same benchmark)."""
-MAX_TOKENS = 256
-"""As there."""
+__all__ = ["CHARACTER", "CITY", "MAX_TOKENS", "Task", "tasks", "vocabularies"]
+
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"

@@ -13,7 +13,23 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     ],
     "gsm8k": [{"n_shots": 2, "n_questions": 4, "max_tokens": 12}],
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
+    "json_decode": [
+        {"n_items": 2, "page_tokens": 60},
+        {"n_items": 2, "kind": "character"},
+        {"n_items": 2, "kind": "city", "page_tokens": 60},
+        {"n_items": 3, "kind": "schema", "max_tokens": 40},
+        {"n_items": 2, "kind": "functions", "max_tokens": 40},
+    ],
     "judge": [{"n_articles": 2, "n_dimensions": 3, "max_tokens": 12}],
+    "generative_agents": [{"n_agents": 2, "n_events": 4}],
+    "line_retrieval": [
+        {"n_registers": 1, "n_lines": 12, "n_questions": 2},
+        {"n_registers": 1, "n_lines": 12, "n_questions": 2, "encoding": "plain"},
+    ],
+    "long_doc_qa": [
+        {"n_documents": 2, "n_segments": 2, "segment_tokens": 60, "n_questions": 2},
+        {"n_documents": 1, "n_segments": 2, "segment_tokens": 60, "n_questions": 2, "encoding": "plain"},
+    ],
     "llava": [{"n_questions": 4, "max_tokens": 6}],
     "mmlu": [{"subjects": 1, "limit": 4}],
     "multi_chain": [{"n_questions": 2, "n_chains": 3, "max_tokens": 12}],

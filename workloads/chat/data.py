@@ -63,9 +63,7 @@ def load_conversations(data_dir: str | None) -> Conversations:
         raise DataError(f"{name}: not JSON ({error}); get the file again") from error
     conversations = []
     for i, row in enumerate(rows):
-        said = _parsed(
-            f"{name}, entry {i}", lambda row=row: [(t["from"], str(t["value"])) for t in row["conversations"]]
-        )
+        said = _parsed(f"{name}, entry {i}", _said, row)
         pairs = zip(said[::2], said[1::2])
         conversations.append(tuple(Turn(asked[1], answered[1] or None) for asked, answered in pairs))
     return Conversations(found.source, tuple(one for one in conversations if one))

@@ -35,7 +35,7 @@ class Chat(Workload):
         data_dir: str | None = None,
         kind: str = "short",
         n_conversations: int | None = 20,
-        n_turns: int = 4,
+        n_turns: int | None = 4,
         max_tokens: int = 256,
         max_context_tokens: int | None = None,
         system: str = "",
@@ -93,7 +93,7 @@ class Chat(Workload):
     def _synthetic(self, i: int) -> list[Asked]:
         rng = random.Random(f"{self.seed}/{i}")
         turns = []
-        for turn in range(self.n_turns):
+        for turn in range(self.n_turns or 4):
             said = random_text(rng, rng.randint(*QUESTION_TOKENS), self.count_tokens)
             n = rng.randint(*SYNTHETIC[self.kind])
             turns.append(Asked(said, self._filler(n), n, self._thought(rng, turn)))
@@ -105,7 +105,7 @@ class Chat(Workload):
         asked: list[Asked] = []
         room = self.max_context_tokens
         used = self.count_tokens(self.system) + 16
-        for turn, (said, answer) in enumerate(turns[: self.n_turns] if self.kind != "agent" else turns):
+        for turn, (said, answer) in enumerate(turns[: self.n_turns]):
             n = min(self.max_tokens, self.count_tokens(answer)) if answer else self.max_tokens
             needed = self.count_tokens(said) + n + 16
             if room is not None and used + needed > room:
