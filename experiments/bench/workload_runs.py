@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 
 from engine.request import Request
 from experiments.config import RunConfig
-from experiments.infinite_cache import infinite_hit_rate
+from experiments.infinite_cache import infinite_hits
 from experiments.load import Closed, play
 from experiments.metrics import program_table, request_table
 from experiments.statistics import Interval, repeat_ratio
 from experiments.systems.base import System, make_system
+from experiments.systems.radixlab import RadixlabSystem
 from workloads.base import Job, Workload
 from workloads.registry import load_workload
 
@@ -53,6 +54,8 @@ class Figures(NamedTuple):
     output_tokens: int
     calls: int
     failed: int
+    error: str
+    """The first, where programs failed."""
 
 
 class Systems:
@@ -88,12 +91,19 @@ def run(system: System, jobs: Sequence[Job], parallel: int) -> Figures:
     """From an empty cache, with `parallel` programs going."""
     system.reset()
     gc.collect()
-    played = play(jobs, Closed(parallel), system.runner(), system.clock)
+    finished: list[Request] = []
+    engine = system.engine if isinstance(system, RadixlabSystem) else None
+    if engine is not None:
+        engine.on_finish.append(finished.append)
+    try:
+        played = play(jobs, Closed(parallel), system.runner(), system.clock)
+    finally:
+        if engine is not None:
+            engine.on_finish.remove(finished.append)
     requests = request_table(played.runs, played.started_at, 0)
     programs = program_table(played.runs, played.started_at, 0)
     seconds = played.finished_at - played.started_at
-    records: list[Request] = [r for one in played.runs for call in one.calls for r in call.requests]
-    records.sort(key=lambda request: (request.arrival, request.id))
+    own: set[int] = {r.id for one in played.runs for call in one.calls for r in call.requests}
     admitted = requests[requests["admitted_s"].notna()]
     failed = int(programs["error"].notna().sum())
     return Figures(
@@ -102,12 +112,23 @@ def run(system: System, jobs: Sequence[Job], parallel: int) -> Figures:
         latency_s=float(programs["program_latency_s"].mean()),
         ttft_s=float(requests["ttft_s"].mean()),
         hit_rate=float(admitted["cached_tokens"].sum() / admitted["input_tokens"].sum()),
-        infinite=infinite_hit_rate(records),
+        infinite=best_hit_rate(finished, own),
         prompt_tokens=int(admitted["input_tokens"].sum()),
         output_tokens=int(requests["output_tokens"].sum()),
         calls=len(requests),
         failed=failed,
+        error=next((str(error) for error in programs["error"] if isinstance(error, str)), ""),
     )
+
+
+def best_hit_rate(finished: Sequence[Request], own: Set[int]) -> float:
+    """Of a cache that never forgets, over the programs' own calls; what the language had computed ahead of a fork is
+    known to it, too, but is no call. Requests in the order in which they came."""
+    ordered = sorted(finished, key=lambda request: request.id)
+    hits = infinite_hits(ordered)
+    of_calls = [(n, request.prompt_tokens) for n, request in zip(hits, ordered, strict=True) if request.id in own]
+    tokens = sum(prompt for _, prompt in of_calls)
+    return sum(n for n, _ in of_calls) / tokens if tokens else 0.0
 
 
 def measure(case: Case, systems: Systems, rounds: int, policies: Sequence[str] = POLICIES) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error(f"--only {' '.join(options.only)}: no such row; there are {', '.join(c.title for c in CASES)}")
     settings = ["engine.device=cpu", "model.dtype=bfloat16"]
-    if data is not None:
+    if data is not None and options.model is None:  # other models have vocabularies of their own
         settings.append(f"model.tokenizer={tinyllama_file(data)}")
     systems = Systems(settings, CONF)
     cells: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def remarks(cell: dict[str, Any]) -> list[str]:
         if one["infinite"] and one["hit_rate"] < FAR * one["infinite"]:
             found.append(f"the hit rate is {one['hit_rate'] / one['infinite']:.1%} of the best possible")
         if one["failed"]:
-            found.append(f"{one['failed']} of {cell['programs']} programs failed")
+            found.append(f"{one['failed']} of {cell['programs']} programs failed, the first: {one['error']}")
     if not any(one["infinite"] > 0.001 for one in runs):
         ratio = cell["ratios"]["none"]["programs_per_s"]
         found.append(f"nothing is shared: {_within(ratio)} x the speed without a cache; {1 - MOST_COST} is asked")

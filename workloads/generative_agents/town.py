@@ -31,8 +31,8 @@ INSTRUCTIONS = {
     ),
     "pronunciatio": "Turn the action into one or two emoji.\nAction: sleeping\nEmoji: zzz\n",
     "action_sector": (
-        "Choose the area of the town where the action takes place. Choose one of the list, and stay where the person is "
-        "if the action can be done there.\n"
+        "Choose the area of the town where the action takes place. Choose one of the list, and stay where the person "
+        "is if the action can be done there.\n"
     ),
     "action_object": "Choose the thing that the person uses for the action. Choose one of the list.\n",
 }
