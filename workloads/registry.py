@@ -16,6 +16,7 @@ from lang.sampling import closest
 from workloads.base import Workload
 
 WORKLOADS: Mapping[str, str] = {
+    "dspy_rag": "workloads.dspy_rag:DSPyRAG",
     "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
     "mmlu": "workloads.mmlu:MMLU",

@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 SMALL: dict[str, list[dict[str, Any]]] = {
+    "dspy_rag": [
+        {"n_questions": 3, "n_demos": 4, "n_full_demos": 2},
+        {"n_questions": 2, "n_demos": 2, "n_full_demos": 1, "retriever": "embeddings", "retrieval_seconds": 0.01},
+        {"n_questions": 4, "kind": "recorded", "order": "by_template"},
+    ],
     "gsm8k": [{"n_shots": 2, "n_questions": 4, "max_tokens": 12}],
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
     "mmlu": [{"subjects": 1, "limit": 4}],
