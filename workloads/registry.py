@@ -17,8 +17,8 @@ from workloads.base import Workload
 
 WORKLOADS: Mapping[str, str] = {
     "chat": "workloads.chat:Chat",
-    "generative_agents": "workloads.generative_agents:GenerativeAgents",
     "dspy_rag": "workloads.dspy_rag:DSPyRAG",
+    "generative_agents": "workloads.generative_agents:GenerativeAgents",
     "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
     "json_decode": "workloads.json_decode:JsonDecode",

@@ -1,4 +1,4 @@
-"""The README's table of workloads, from measured results: `python -m experiments.bench.workload_table RESULTS README.md`."""
+"""The README's table of workloads: `python -m experiments.bench.workload_table RESULTS.json README.md` writes it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from typing import Any
 
 BEGIN = "<!-- What follows is written by experiments.bench.workload_table -->"
 END = "<!-- Its end -->"
+COLUMNS = (
+    "workload",
+    "what it is",
+    "data",
+    "programs / requests / prompt tokens",
+    "hit rate (best possible)",
+    "programs/s over no cache",
+    "latency of one at a time, no cache over lru",
+    "`python run.py policy=lru model=llama-110m` and",
+)
 WHAT: Mapping[str, tuple[str, str]] = {
     "mmlu": ("few-shot questions, subject by subject", "MMLU"),
     "hellaswag": ("endings scored behind 20 examples", "HellaSwag"),
@@ -43,9 +53,8 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         speed = _ratio(ratios["none"].get("programs_per_s"))
         latency = _ratio(ratios["none"].get("latency_s"))
         command = " ".join(one for one in cell["overrides"] if one != "model=llama-110m")
-        found.append(
-            f"| {cell['title']} | {what} | {data} | {size} | {hit:.1%} ({best:.1%}) | {speed} | {latency} | `{command}` |"
-        )
+        parts = (cell["title"], what, data, size, f"{hit:.1%} ({best:.1%})", speed, latency, f"`{command}`")
+        found.append(f"| {' | '.join(parts)} |")
     return found
 
 
@@ -63,9 +72,7 @@ def written(document: str, cells: Sequence[Mapping[str, Any]]) -> str:
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the document has no {BEGIN} ... {END}")
-    title = "| workload | what it is | data | programs / requests / prompt tokens | hit rate (best possible) | programs/s "
-    title += "over no cache | latency of one at a time, no cache over lru | `python run.py policy=lru model=llama-110m` and |"
-    lines = [title, f"|{'---|' * 8}", *rows(cells)]
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}", *rows(cells)]
     return "\n".join([head + BEGIN, "", *lines, "", END]) + tail
 
 

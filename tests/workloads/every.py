@@ -10,6 +10,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"n_conversations": 3, "kind": "mt_bench", "max_tokens": 12, "system": "Be brief.", "think_s": 0.01},
         {"n_conversations": 2, "kind": "conversations", "max_tokens": 12},
         {"n_conversations": 2, "kind": "agent", "max_tokens": 12},
+    ],
     "dspy_rag": [
         {"n_questions": 3, "n_demos": 4, "n_full_demos": 2},
         {"n_questions": 2, "n_demos": 2, "n_full_demos": 1, "retriever": "embeddings", "retrieval_seconds": 0.01},
