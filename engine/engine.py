@@ -131,7 +131,7 @@ class Engine:
         )
         self.taking = Taking(self.outputs, self.scheduler)
         self.memory = memory
-        self.meter = Meter(self.scheduler, keep_steps=keep_history)
+        self.meter = Meter(self.scheduler, keep_steps=keep_history, eyes=getattr(executor, "eyes", None))
 
     def _make_constraints(self, recorded: bool) -> Constraints | RecordedConstraints:
         if recorded:
