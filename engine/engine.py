@@ -85,7 +85,8 @@ class Engine:
             text_is_recorded=text_is_recorded,
             pictures=pictures,
         )
-        self.takes_images = pictures is not None
+        self.image_tokens = 0 if pictures is None else pictures.n_tokens
+        """Positions that an image takes in a prompt; 0 where the model takes none."""
         self.on_finish: list[Callable[[Request], None]] = []
         self.log = Log(
             {
