@@ -11,6 +11,7 @@ import jinja2
 
 from engine.byte_pair import BytePairTokenizer
 from engine.control_tokens import ControlTokens
+from engine.pictures import PLACE
 from engine.request import RequestError
 from engine.template_sandbox import Sandbox, TemplateLimit, free_variables, literal_text
 from engine.tokenizer import Tokenizer
@@ -33,6 +34,9 @@ PLAIN = """\
 
     ### assistant
 """
+
+IMAGE = "".join(secrets.choice("0123456789") for _ in range(30))
+"""Stands for a picture in a message's content. Nobody outside this process can write it."""
 
 Message = Mapping[str, Any]
 """As templates know it: role (system, user, assistant, tool), content (text), for an assistant perhaps tool_calls, each
@@ -81,14 +85,24 @@ class ChatTemplate:
 
         tools: {"type": "function", "function": {"name", "description", "parameters"}} each.
         continue_last: the answer goes on from the last message instead of beginning a new one.
-        Raises RequestError when the template refuses the messages or takes too much.
+        IMAGE in a content becomes PLACE.
+        Raises RequestError when the template refuses the messages, takes too much, or loses an image.
         """
         compiled = self._with_tools if tools else self._plain
         marked = compiled.control.mark([list(messages), list(tools)])
         rendered = self._render(compiled, marked.value[0], marked.value[1], continue_last)
-        if marked.found or isinstance(self._tokenizer, BytePairTokenizer):  # which reads no token from text
+        first, *rest = rendered.split(IMAGE)
+        if len(rest) != (n := sum((message.get("content") or "").count(IMAGE) for message in messages)):
+            raise RequestError(f"the chat template shows {len(rest)} of {n} images: give images in user messages alone")
+        ids = self._tokens(compiled, first, marked.found)
+        for part in rest:
+            ids += [PLACE, *(self._tokens(compiled, part, marked.found) if part else ())]
+        return ids
+
+    def _tokens(self, compiled: _Compiled, rendered: str, is_marked: bool) -> list[int]:
+        if is_marked or isinstance(self._tokenizer, BytePairTokenizer):  # which reads no token from text
             return compiled.control.encode(rendered)
-        return self._tokenizer.encode(rendered, add_special_tokens=False)
+        return list(self._tokenizer.encode(rendered, add_special_tokens=False))
 
     def _render(
         self,

@@ -85,7 +85,8 @@ class Engine:
             text_is_recorded=text_is_recorded,
             pictures=pictures,
         )
-        self.takes_images = pictures is not None
+        self.image_tokens = 0 if pictures is None else pictures.n_tokens
+        """Positions that an image takes in a prompt; 0 where the model takes none."""
         self.on_finish: list[Callable[[Request], None]] = []
         self.log = Log(
             {
@@ -131,7 +132,7 @@ class Engine:
         )
         self.taking = Taking(self.outputs, self.scheduler)
         self.memory = memory
-        self.meter = Meter(self.scheduler, keep_steps=keep_history)
+        self.meter = Meter(self.scheduler, keep_steps=keep_history, eyes=getattr(executor, "eyes", None))
 
     def _make_constraints(self, recorded: bool) -> Constraints | RecordedConstraints:
         if recorded:

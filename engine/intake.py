@@ -49,10 +49,10 @@ class Intake:
         key, placed = self._seen(prompt, params, images) if images else (self._tokens(prompt), ())
         if len(key) == 0:
             raise RequestError("the prompt is empty: give at least one token (a beginning-of-sequence token, say)")
+        if self._pictures is not None and not placed and (PLACE in key or self._pictures.image_token_id in key):
+            raise RequestError(f"the prompt has a place for an image ({PLACEHOLDER}), but no images came with it")
         if not self._text_is_recorded:  # a recorded prompt's pictures are known by their keys alone
             self._check_ids("the prompt", key[key >= 0] if placed else key)
-        if self._pictures is not None and self._pictures.image_token_id in key:
-            raise RequestError(f"the prompt has a place for an image ({PLACEHOLDER}), but no images came with it")
         self._check_ids("forced_output", params.forced_output or ())
         self._check_ids("stop_token_ids", params.stop_token_ids)
         if params.prompt_logprobs is not None and params.prompt_logprobs_start >= len(key):

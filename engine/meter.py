@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from engine.executor.base import Batch
 from engine.metrics import Metrics, StepSample
@@ -25,10 +25,21 @@ class Counters(NamedTuple):
     refetched_tokens: int
     recomputed_tokens: int
     preemptions: int
+    images_encoded: int
+    images_found: int
+
+
+class Eyes(Protocol):
+    """What encodes images (`engine.executor.eyes`)."""
+
+    encoded: int
+    found: int
 
 
 class Meter:
-    def __init__(self, scheduler: Scheduler, *, keep_steps: bool = True) -> None:
+    def __init__(self, scheduler: Scheduler, *, keep_steps: bool = True, eyes: Eyes | None = None) -> None:
+        """eyes: of the executor, where its model has some."""
+        self._eyes = eyes
         self._keep_steps = keep_steps
         self._scheduler = scheduler
         self._memory = scheduler.memory
@@ -48,7 +59,8 @@ class Meter:
         """A step ended at `now`, on the engine's clock. `n_running`: before its finished requests left."""
         metrics, cache = self.metrics, self._memory.cache
         since = Counters(*(a - b for a, b in zip(self._counters(), self._before)))
-        metrics.evicted_tokens, metrics.refetched_tokens, metrics.recomputed_tokens, metrics.preemptions = since
+        for name, count in since._asdict().items():
+            setattr(metrics, name, count)
         metrics.peak_running = max(metrics.peak_running, n_running)
         if not self._keep_steps:
             return
@@ -76,5 +88,10 @@ class Meter:
     def _counters(self) -> Counters:
         cache, scheduler = self._memory.cache, self._scheduler
         return Counters(
-            cache.evicted_tokens, cache.refetched_tokens, scheduler.recomputed_tokens, scheduler.preemptions
+            cache.evicted_tokens,
+            cache.refetched_tokens,
+            scheduler.recomputed_tokens,
+            scheduler.preemptions,
+            self._eyes.encoded if self._eyes is not None else 0,
+            self._eyes.found if self._eyes is not None else 0,
         )

@@ -57,3 +57,7 @@ class Metrics:
     preemptions: int = 0
     peak_running: int = 0
     rejected: int = 0
+    images_encoded: int = 0
+    """Times that the model's eyes looked at one."""
+    images_found: int = 0
+    """Images that had to be computed and whose encoding was still there."""

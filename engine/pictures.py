@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -70,21 +71,28 @@ class PictureReader:
         self._preprocess = preprocess
         self.n_tokens = n_tokens
         self.image_token_id = image_token_id
+        self._lock = threading.Lock()
         self._known: OrderedDict[bytes, Picture] = OrderedDict()
 
     def read(self, source: Any) -> Picture:
-        """source: a file's bytes, its path, or an open PIL image. Raises RequestError saying what is wrong with it."""
+        """source: a file's bytes, its path, an open PIL image, or a Picture, which was read before. May be called from
+        several threads. Raises RequestError saying what is wrong with it."""
+        if isinstance(source, Picture):
+            return source
         content = _content(source)
         key = hashlib.sha256(content if isinstance(content, bytes) else _raw(content)).digest()
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
         image = _decoded(content) if isinstance(content, bytes) else content.convert("RGB")
         pixels = np.ascontiguousarray(self._preprocess(image), np.float32)
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
-        picture = self._known[key] = Picture(digest, pixels)
-        if len(self._known) > KEPT:
-            self._known.popitem(last=False)
+        picture = Picture(digest, pixels)
+        with self._lock:
+            self._known[key] = picture
+            if len(self._known) > KEPT:
+                self._known.popitem(last=False)
         return picture
 
 

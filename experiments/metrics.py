@@ -91,6 +91,8 @@ class Totals(NamedTuple):
     recomputed_tokens: int = 0
     preemptions: int = 0
     peak_running: int = 0
+    images_encoded: int = 0
+    images_found: int = 0
     schedule_s: float = 0.0
     cache_s: float = 0.0
     forward_s: float = 0.0
@@ -213,7 +215,10 @@ def _figures(measured: Sequence[Measured]) -> dict[str, Any]:
         figures[name] = _distribution([_latency_table(one, name)[name].to_numpy() for one in measured])
     figures |= {
         name: sum(getattr(one, name) for one in totals)
-        for name in ("evicted_tokens", "refetched_tokens", "recomputed_tokens", "preemptions")
+        for name in (
+            *("evicted_tokens", "refetched_tokens", "recomputed_tokens", "preemptions"),
+            *("images_encoded", "images_found"),
+        )
     }
     figures |= {name: requests[name].to_numpy().sum().item() for name in CONSTRAINT_COLUMNS}
     figures["errors"] = int(programs["error"].notna().sum())

@@ -14,7 +14,7 @@ from engine.executor.base import Row
 from engine.models.llama import Given
 from engine.pictures import Picture
 
-DEFAULT_BYTES = 1 << 28
+ENCODINGS_BYTES = 1 << 28
 
 
 class Encode(Protocol):
@@ -25,7 +25,7 @@ class Encode(Protocol):
 class Eyes:
     """Least recently used encodings go first. Counts for metrics: `encoded` pictures and `found` ones."""
 
-    def __init__(self, vision: Encode, device: torch.device, max_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, vision: Encode, device: torch.device, max_bytes: int = ENCODINGS_BYTES) -> None:
         """max_bytes: of the encodings kept; what a step needs is kept as long as it takes, whatever it weighs."""
         self.encoded = 0
         self.found = 0

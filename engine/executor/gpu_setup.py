@@ -10,6 +10,7 @@ import torch
 from engine.config import ConfigError, EngineConfig
 from engine.executor.base import Batch, Row
 from engine.executor.cuda import CudaExecutor
+from engine.executor.eyes import ENCODINGS_BYTES
 from engine.executor.gpu_graphs import ladder
 from engine.executor.gpu_memory import Budget, check_weights, pool_pages
 from engine.executor.gpu_pool import bytes_per_token, kv_dtype_named
@@ -84,6 +85,8 @@ def _pages(model: LlamaGpu, config: EngineConfig, device: torch.device, wanted: 
         decodes = _peak(model, config, device, config.max_running)
         decodes += 2 * len(ladder(config.max_running)) * GRAPH_BYTES
     free, total = torch.cuda.mem_get_info(device)
+    if model.vision is not None:
+        step += ENCODINGS_BYTES
     budget = Budget(total, total - free, step, decodes)
     stored = kv_dtype_named(config.kv_dtype, model.dtype)
     return pool_pages(

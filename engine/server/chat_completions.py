@@ -94,13 +94,16 @@ class _Completion:
     async def _queue(self) -> Group:
         body, state = self._body, self._state
         prompt = await encode_chat(state, body.messages, self._use)
+        room = asking.room(state, prompt.n_tokens(state.service.engine.image_tokens))
         params = request_params(
             body,
-            max_tokens=asking.room(state, len(prompt)) if self._max_tokens is None else self._max_tokens,
+            max_tokens=room if self._max_tokens is None else self._max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             grammar=self._wanted.grammar,
         )
-        return await queue(state.service, [Ask(prompt, params, self._wanted.field)], **self._options)
+        return await queue(
+            state.service, [Ask(prompt.tokens, params, self._wanted.field, prompt.images)], **self._options
+        )
 
     def _head(self, kind: str) -> dict[str, Any]:
         return asking.head(kind, "chatcmpl", self._state.model_name)

@@ -6,27 +6,38 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from PIL.Image import Image
+
+from engine.chat_template import IMAGE
 from engine.request import RequestError
-from engine.server.chat_models import AssistantMessage, FunctionTool, ImagePart, Message, TextPart, ToolMessage
+from engine.server.chat_models import (
+    AssistantMessage,
+    FunctionTool,
+    ImagePart,
+    Message,
+    RefusalPart,
+    TextPart,
+    ToolMessage,
+)
 from engine.server.conversation import ToolUse, joined, read_arguments
 from engine.server.errors import ApiError, unsupported
-from engine.server.images import ImageLimits, check_count, read_image
+from engine.server.images import ChatPrompt, ImageLimits, check_count, read_image
 from engine.server.sampling import bad_request
 from engine.server.state import ServerState
 from engine.server.tool_formats import Tool, make_tool
 
 
-async def encode_chat(state: ServerState, messages: Sequence[Message], use: ToolUse) -> list[int]:
-    """The prompt's token ids. Raises ApiError (400) for what can't be put into one."""
-    await _check_images(messages, ImageLimits.of(state.config))
+async def encode_chat(state: ServerState, messages: Sequence[Message], use: ToolUse) -> ChatPrompt:
+    """The prompt's token ids, and the images in it. Raises ApiError (400) for what can't be put into one."""
+    images = await _images(messages, ImageLimits.of(state.config), sees=bool(state.service.engine.image_tokens))
     try:
-        return await state.chat.encode_aside(_written(messages), use)
+        return ChatPrompt(await state.chat.encode_aside(_written(messages), use), images)
     except RequestError as error:
         raise bad_request(error, "messages") from None
 
 
-async def _check_images(messages: Sequence[Message], limits: ImageLimits) -> None:
-    """A bad image is told as such; a good one, that the model can't see."""
+async def _images(messages: Sequence[Message], limits: ImageLimits, *, sees: bool) -> list[Image]:
+    """A bad image is told as such; a good one, that the model can't see, if it can't."""
     found = [
         (f"messages.{i}.content.{j}.image_url", part.image_url.url)
         for i, message in enumerate(messages)
@@ -34,10 +45,10 @@ async def _check_images(messages: Sequence[Message], limits: ImageLimits) -> Non
         if isinstance(part, ImagePart)
     ]
     check_count(len(found), limits)
-    for param, url in found:
-        await asyncio.to_thread(read_image, url, limits, param=param)
-    if found:
+    images = [(await asyncio.to_thread(read_image, url, limits, param=param)).pixels for param, url in found]
+    if found and not sees:
         raise unsupported(found[0][0], "the model takes no images; send text alone")
+    return images
 
 
 def read_tools(tools: Sequence[FunctionTool]) -> list[Tool]:
@@ -80,7 +91,17 @@ def _written(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def _text(content: Any) -> str:
     if not isinstance(content, list):
         return content or ""
-    return joined(part.text if isinstance(part, TextPart) else part.refusal for part in content)
+    return joined(_part(part) for part in content)
+
+
+def _part(part: TextPart | RefusalPart | ImagePart) -> str:
+    match part:
+        case TextPart():
+            return part.text
+        case RefusalPart():
+            return part.refusal
+        case ImagePart():
+            return IMAGE
 
 
 def _arguments(text: str, param: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from engine.engine import Engine
-from engine.request import Fault, FinishReason, Request, RequestError, SamplingParams, TokenLogprob, Tokens
+from engine.intake import Prompt
+from engine.request import Fault, FinishReason, Request, RequestError, SamplingParams, TokenLogprob
 
 log = logging.getLogger("radixlab.server")
 
@@ -151,7 +152,7 @@ class EngineThread(Generic[S]):
     def add(
         self,
         samples: Sequence[S],
-        prompt: Tokens,
+        prompt: Prompt,
         params: SamplingParams,
         *,
         due: float,

@@ -71,6 +71,7 @@ class Service(Protocol):
         prompt: str | Sequence[int],
         params: SamplingParams,
         *,
+        images: Sequence[Any] = (),
         client: str = "",
         namespace: str = "",
         priority: int = 0,
@@ -79,6 +80,6 @@ class Service(Protocol):
     ) -> Generation:
         """Queues a prompt. `timeout`: seconds from now after which it is dropped (None: the server's own).
 
-        tags: conversation, program, agent, parent of `Engine.add`.
+        images: as of `Engine.add`. tags: conversation, program, agent, parent of `Engine.add`.
         Raises ApiError: 400 (what the engine refuses, grammars included), 429 or 503 with `retry_after`.
         """

@@ -22,6 +22,7 @@ class Ask(NamedTuple):
     params: SamplingParams
     grammar_field: str | None
     """Of the request: where the params' grammar comes from."""
+    images: Sequence[Any] = ()
 
 
 class Sample(NamedTuple):
@@ -113,7 +114,7 @@ def _n_logprobs(generation: Generation) -> int:
 
 async def _queue(service: Service, ask: Ask, options: Mapping[str, Any]) -> Generation:
     try:
-        return await service.generate(ask.prompt, ask.params, **options)
+        return await service.generate(ask.prompt, ask.params, images=ask.images, **options)
     except ApiError as error:
         if error.code == "invalid_grammar":
             told = f"{ask.grammar_field}: {error.message}"

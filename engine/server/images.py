@@ -36,6 +36,16 @@ class ImageLimits(NamedTuple):
         return cls(config.max_image_bytes, config.max_image_pixels, config.max_images, config.images_dir)
 
 
+class ChatPrompt(NamedTuple):
+    tokens: list[int]
+    """PLACE where an image stands."""
+    images: list[Image.Image]
+
+    def n_tokens(self, image_tokens: int) -> int:
+        """Once images take their positions."""
+        return len(self.tokens) + len(self.images) * (image_tokens - 1)
+
+
 class RequestImage(NamedTuple):
     pixels: Image.Image
     """RGB. Of an animation, the first frame."""

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from PIL.Image import Image
+
+from engine.chat_template import IMAGE
 from engine.constraints import Grammar, ToolChoice, json_schema
 from engine.request import RequestError
 from engine.server.conversation import Chat, ToolUse, joined
 from engine.server.errors import ApiError, unsupported
-from engine.server.images import ImageLimits, check_count, read_base64, read_image
+from engine.server.images import ChatPrompt, ImageLimits, check_count, read_base64, read_image
 from engine.server.message_models import (
     Base64Source,
     CountTokensRequest,
@@ -86,27 +89,28 @@ def output_grammar(body: CountTokensRequest, chat: Chat, use: ToolUse) -> Gramma
         raise bad_request(error, "output_config.format.schema") from None
 
 
-async def encode(state: ServerState, body: CountTokensRequest, told: Told) -> list[int]:
-    """The prompt's token ids. Raises ApiError 400 for what can't be put into one."""
-    found = list(_images(body))
+async def encode(state: ServerState, body: CountTokensRequest, told: Told) -> ChatPrompt:
+    """The prompt's token ids, and the images in it. Raises ApiError 400 for what can't be put into one."""
+    found, images = list(_images(body)), []
     if found:
         limits = ImageLimits.of(state.config)
         check_count(len(found), limits)
         for param, image in found:
-            await asyncio.to_thread(_read, image, limits, param)
-        raise unsupported(found[0][0], "the model takes no images; send text alone")
+            images.append(await asyncio.to_thread(_read, image, limits, param))
+        if not state.service.engine.image_tokens:
+            raise unsupported(found[0][0], "the model takes no images; send text alone")
     try:
-        return await state.chat.encode_aside(told.messages, told.use, continue_last=told.continue_last)
+        tokens = await state.chat.encode_aside(told.messages, told.use, continue_last=told.continue_last)
+        return ChatPrompt(tokens, images)
     except RequestError as error:
         raise bad_request(error, "messages") from None
 
 
-def _read(image: ImageBlock, limits: ImageLimits, param: str) -> None:
+def _read(image: ImageBlock, limits: ImageLimits, param: str) -> Image:
     source = image.source
     if isinstance(source, Base64Source):
-        read_base64(source.data, source.media_type, limits, param=param)
-    else:
-        read_image(source.url, limits, param=param)
+        return read_base64(source.data, source.media_type, limits, param=param).pixels
+    return read_image(source.url, limits, param=param).pixels
 
 
 def _images(body: CountTokensRequest) -> Iterator[tuple[str, ImageBlock]]:
@@ -150,6 +154,8 @@ def _messages(turn: Turn, i: int, names: dict[str, str]) -> Iterator[dict[str, A
             }
         elif turn.role != "user":
             raise _wrong(where, "an image stands in the user's messages alone")
+        else:
+            texts.append(IMAGE)
     if calls:
         yield {"role": turn.role, "content": joined(texts), "tool_calls": calls}
     elif texts:
@@ -168,7 +174,7 @@ def _merge(message: dict[str, Any], more: dict[str, Any]) -> None:
 def _text_of(content: Texts | Sequence[TextBlock | ImageBlock]) -> str:
     if isinstance(content, str):
         return content
-    return joined([block.text for block in content if isinstance(block, TextBlock)])
+    return joined([block.text if isinstance(block, TextBlock) else IMAGE for block in content])
 
 
 def _tool(tool: ToolParam, i: int) -> Tool:

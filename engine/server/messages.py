@@ -41,7 +41,7 @@ def make_router(state: ServerState) -> APIRouter:
     @router.post(f"{PATH}/count_tokens")
     async def count_tokens(body: CountTokensRequest) -> dict[str, int]:
         _check_model(state, body)
-        return {"input_tokens": len(await encode(state, body, told(body)))}
+        return {"input_tokens": (await encode(state, body, told(body))).n_tokens(state.service.engine.image_tokens)}
 
     return router
 
@@ -97,7 +97,7 @@ class _Asked:
     async def _generate(self) -> Generation:
         body = self._body
         prompt = await encode(self._state, body, self._told)
-        room = asking.room(self._state, len(prompt))
+        room = asking.room(self._state, prompt.n_tokens(self._state.service.engine.image_tokens))
         self._cut_by_context = 0 < room < body.max_tokens
         chosen: dict[str, Any] = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
         try:
@@ -110,7 +110,7 @@ class _Asked:
         except RequestError as error:
             raise bad_request(error) from None
         user = body.metadata.user_id if body.metadata is not None else None
-        return await self._state.service.generate(prompt, params, client=user or "")
+        return await self._state.service.generate(prompt.tokens, params, images=prompt.images, client=user or "")
 
     def _blocks(self) -> Blocks:
         return Blocks(self._state.chat.parser("toolu_") if self._told.use.callable else None)

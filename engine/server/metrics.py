@@ -117,6 +117,11 @@ class _EngineCounters(Collector):
             "radixlab_recomputed_tokens", "Tokens computed again after a preemption", scheduler.recomputed_tokens
         )
         yield CounterMetricFamily("radixlab_preemptions", "Outputs put back in the queue", scheduler.preemptions)
+        if (eyes := getattr(engine.executor, "eyes", None)) is not None:
+            yield CounterMetricFamily("radixlab_images_encoded", "Images that the model's eyes looked at", eyes.encoded)
+            yield CounterMetricFamily(
+                "radixlab_images_found", "Images computed whose encoding was still there", eyes.found
+            )
         yield _evicted_idle(engine)
         yield from _policies(engine)
         yield CounterMetricFamily("radixlab_grammar_requests", "Outputs with a grammar", counts.requests)

@@ -15,7 +15,7 @@ from engine.request import TokenLogprob
 from engine.server import asking
 from engine.server.chat_prompt import encode_chat, read_tools
 from engine.server.conversation import ToolUse
-from engine.server.errors import ApiError
+from engine.server.errors import ApiError, unsupported
 from engine.server.generation import Delta, Finish, Generation
 from engine.server.group import Ask, Group, Sample, queue
 from engine.server.native_models import (
@@ -49,7 +49,10 @@ def make_router(state: ServerState) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
         if body.messages is not None:
-            tokens = await encode_chat(state, body.messages, ToolUse(read_tools(body.tools or ())))
+            prompt = await encode_chat(state, body.messages, ToolUse(read_tools(body.tools or ())))
+            if prompt.images:
+                raise unsupported("messages", "an image's positions have no tokens; leave images out")
+            tokens = prompt.tokens
         else:
             assert body.text is not None
             tokens = await service.tokenize(body.text, add_special_tokens=body.add_special_tokens is not False)

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from engine.constraints import GrammarError
 from engine.engine import Engine
-from engine.request import AdmissionRefused, RequestError, SamplingParams, Tokens, TooLong
+from engine.intake import Prompt
+from engine.request import AdmissionRefused, RequestError, SamplingParams, TooLong
 from engine.server.config import ServerConfig
 from engine.server.engine_thread import EngineDead, EngineThread, Report
 from engine.server.errors import ApiError, unexpected
@@ -106,6 +107,7 @@ class EngineService:
         prompt: str | Sequence[int],
         params: SamplingParams,
         *,
+        images: Sequence[Any] = (),
         client: str = "",
         namespace: str = "",
         priority: int = 0,
@@ -116,7 +118,7 @@ class EngineService:
             self._check_load(params.n)
             self._count(params.n)
             try:
-                return await self._queue(prompt, params, client, namespace, timeout, priority=priority, **tags)
+                return await self._queue(prompt, params, images, client, namespace, timeout, priority=priority, **tags)
             except BaseException:
                 self._count(-params.n)
                 raise
@@ -127,6 +129,7 @@ class EngineService:
         self,
         prompt: str | Sequence[int],
         params: SamplingParams,
+        images: Sequence[Any],
         client: str,
         namespace: str,
         timeout: float | None,
@@ -137,7 +140,12 @@ class EngineService:
         client = Asker.client.get() or client
         if self.config.isolate_clients:
             namespace = own_namespaces() + namespace
-        key: Tokens = await self._aside(len(prompt) > LONG_TEXT, self.engine.intake.check, prompt, params)
+        key, placed = await self._aside(
+            bool(images) or len(prompt) > LONG_TEXT, self.engine.intake.check_with_images, prompt, params, images
+        )
+        asked: Prompt = prompt if placed else key
+        if placed:  # what was read here needn't be read again by the engine's thread
+            tags["images"] = [one.picture for one in placed]
         if params.grammar is not None:
             await self._aside(True, self.engine.constraints.compile, params.grammar)
         stream = Stream(
@@ -149,7 +157,7 @@ class EngineService:
             cut=partial(self._cut, Asker.cut.get()),
         )
         tags |= {"client": client, "namespace": namespace}
-        adding = self.thread.add(stream.samples, key, params, due=due, deadline=deadline, **tags)
+        adding = self.thread.add(stream.samples, asked, params, due=due, deadline=deadline, **tags)
         self._streams.add(stream)
         try:
             await asyncio.wrap_future(adding)

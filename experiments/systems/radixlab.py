@@ -77,6 +77,8 @@ class RadixlabSystem:
             recomputed_tokens=metrics.recomputed_tokens,
             preemptions=metrics.preemptions,
             peak_running=metrics.peak_running,
+            images_encoded=metrics.images_encoded,
+            images_found=metrics.images_found,
             **seconds,
         )
 

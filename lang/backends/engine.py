@@ -55,7 +55,7 @@ class EngineBackend(Backend):
         self._chat = _Chat(engine.tokenizer, style)
         self.style = self._chat.style
         self.capabilities = Capabilities(
-            "the engine", {**({} if engine.takes_images else MISSING), **self._chat.missing}
+            "the engine", {**({} if engine.image_tokens else MISSING), **self._chat.missing}
         )
         self._open: dict[Call, Scoring | ToolCallParser | None] = {}
         """With what reads the answer."""
@@ -134,6 +134,7 @@ class EngineBackend(Backend):
         placed = _placed(tags._replace(siblings=tags.siblings * len(prompts)))
         try:
             for tokens, first, spliced in prompts:
+                first += tokens[:first].count(PLACE) * (self.engine.image_tokens - 1)  # where it is once images are in
                 params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=first)
                 images = [image.data for image in prompt.images] if PLACE in tokens else []
                 call.requests += self.engine.add(tokens, params, images=images, splices=spliced, **placed)
@@ -183,7 +184,8 @@ class EngineBackend(Backend):
 
     def hint(self, hint: Hint, tags: Tags) -> None:
         """Passes it to the policies. A prefix comes to them as the tokens that calls beginning with it will have, but
-        for its last one: that may merge with what follows. One that has no tokens here (images, say) is left."""
+        for its last one: that may merge with what follows. One that has no tokens here (images that
+        the model can't see, say) is left."""
         if isinstance(hint, ConversationEnd):
             self.engine.hint(policies.ConversationEnd(hint.id))
             return
@@ -200,10 +202,14 @@ class EngineBackend(Backend):
 
     def _prefix_tokens(self, prompt: Prompt) -> list[int]:
         """Empty for a prompt that can't be encoded, and where nobody listens."""
-        if self.engine.tokenizer is None or prompt.images or not self.engine.config.hints:
+        if self.engine.tokenizer is None or not self.engine.config.hints:
             return []
         with contextlib.suppress(ValueError):
-            return self._chat.tokens(prompt, prompt.text(self.style))[:-1]
+            tokens = self._chat.tokens(prompt, prompt.text(self.style))
+            if not prompt.images:
+                return tokens[:-1]
+            images = [image.data for image in prompt.images]
+            return self.engine.intake.check_with_images(tokens, SamplingParams(max_tokens=0), images)[0][:-1].tolist()
         return []
 
     def rest(self) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lang.backends.anthropic import anthropic_features
-from lang.backends.engine import MISSING as ENGINE_MISSING
 from lang.backends.gemini_features import gemini_features
 from lang.backends.mock import MockBackend
 from lang.backends.openai_features import openai_features
@@ -15,7 +14,7 @@ from lang.backends.openai_request import Extensions
 from lang.capabilities import Capabilities, Feature
 
 BACKENDS: Mapping[str, Capabilities] = {
-    "engine": Capabilities("the engine", ENGINE_MISSING),
+    "engine": Capabilities("the engine", {}),
     "mock": MockBackend().capabilities,
     "OpenAI chat": openai_features(chat=True),
     "OpenAI completions": openai_features(chat=False, select="logprobs"),

@@ -53,9 +53,7 @@ def openai_features(
         missing |= {**_WITHOUT_EXTENSIONS, Feature.REGEX: f"{regex}; {Feature.REGEX} {_EXTENDED}"}
         if not chat:
             missing[Feature.JSON_SCHEMA] = f"use a chat model (chat=True); {Feature.JSON_SCHEMA} here {_EXTENDED}"
-    elif extensions is Extensions.RADIXLAB:
-        missing[Feature.IMAGES] = "none of its models takes images; describe the picture in text"
-    elif chat:
+    elif extensions is Extensions.VLLM and chat:
         del missing[Feature.ASSISTANT_PREFIX]
     if select is None:
         missing[Feature.SELECT] = "the backend was made with select=None; give 'schema', 'choice' or 'logprobs'"

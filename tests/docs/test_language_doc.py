@@ -26,7 +26,7 @@ def no_default_backend() -> Iterator[None]:
 def test_the_snippets_run_in_order() -> None:
     names: dict[str, Any] = {"__name__": "snippet"}
     snippets = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 25
+    assert len(snippets) == 26
     for i, text in enumerate(snippets):
         name = f"docs/language.md, snippet {i}"
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)  # traces read the source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image, ImageDraw
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.executor.cpu import CpuExecutor
+from engine.models.llama import Llama
+from engine.models.load import load_model
+from engine.models.preprocess import picture_reader
 
 VOCAB, IMAGE_ID, SIZE, PATCH = 97, 96, 28, 7
 N_TOKENS = (SIZE // PATCH) ** 2
@@ -66,3 +74,20 @@ def file_of(image: Image.Image, kind: str = "PNG") -> bytes:
 def picture() -> Callable[..., bytes]:
     """A PNG file's bytes, by number."""
     return lambda seed, size=(40, 33): file_of(draw(seed, size))
+
+
+@functools.cache
+def _model(folder: Path) -> Llama:
+    return load_model(str(folder), "float64")
+
+
+def engine_of(folder: Path, **kwargs: Any) -> Engine:
+    config = EngineConfig(model=str(folder), dtype="float64", **{"pool_tokens": 2048, "device": "cpu", **kwargs})
+    model = _model(folder)
+    assert config.pool_tokens is not None
+    executor = CpuExecutor(model, n_pages=config.pool_tokens // config.page_size, page_size=config.page_size)
+    return Engine(executor, None, config, pictures=picture_reader(model.config, folder))
+
+
+def words(n: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(1, VOCAB - 1, n).tolist()

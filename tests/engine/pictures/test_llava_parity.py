@@ -9,22 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.executor.cpu import CpuExecutor
 from engine.models.load import load_model, read_config
 from engine.models.preprocess import picture_reader
 from engine.pictures import PLACE
 from engine.request import SamplingParams
-from tests.engine.pictures.conftest import IMAGE_ID, N_TOKENS, VOCAB, draw, file_of, hf_llava
-
-
-def engine_of(folder: Path, **kwargs: Any) -> Engine:
-    config = EngineConfig(model=str(folder), dtype="float64", **{"pool_tokens": 2048, "device": "cpu", **kwargs})
-    model = load_model(str(folder), "float64")
-    assert config.pool_tokens is not None
-    executor = CpuExecutor(model, n_pages=config.pool_tokens // config.page_size, page_size=config.page_size)
-    return Engine(executor, None, config, pictures=picture_reader(model.config, folder))
+from tests.engine.pictures.conftest import IMAGE_ID, N_TOKENS, draw, engine_of, file_of, hf_llava, words
 
 
 def tokens_and_pixels(prompt: list[int], files: list[bytes], folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,10 +22,6 @@ def tokens_and_pixels(prompt: list[int], files: list[bytes], folder: Path) -> tu
     pixels = torch.from_numpy(np.stack([reader.read(file).pixels for file in files])).double()
     ids = [t for token in prompt for t in ([IMAGE_ID] * N_TOKENS if token == PLACE else [token])]
     return torch.tensor([ids]), pixels
-
-
-def words(n: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(1, VOCAB - 1, n).tolist()
 
 
 PROMPTS = {
