@@ -50,7 +50,7 @@ class RadixlabSystem:
 
     @property
     def takes_images(self) -> bool:
-        return self.engine.takes_images
+        return self.engine.image_tokens > 0
 
     @property
     def count_tokens(self) -> Callable[[str], int] | None:
