@@ -18,6 +18,8 @@ NAMES = (
     "rope_and_store",
     "silu_mul",
     "matmul_invariant",
+    "route",
+    "moe",
     "sample",
 )
 
