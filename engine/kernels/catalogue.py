@@ -19,6 +19,8 @@ NAMES = (
     "silu_mul",
     "matmul_invariant",
     "matmul_quantized",
+    "route",
+    "moe",
     "sample",
 )
 

@@ -15,8 +15,10 @@ from engine.kernels import (
     attention_shared_prefix,
     matmul_invariant,
     matmul_quantized,
+    moe,
     rms_norm,
     rope_and_store,
+    route,
     sample,
     silu_mul,
 )
@@ -44,6 +46,22 @@ class Model(NamedTuple):
 LLAMA_7B = Model("llama-7b", 32, 4096, 11008, 32, 32, 128, 32000)
 NUMBER = 2
 """Bytes of a number in bfloat16."""
+
+
+class Mixture(NamedTuple):
+    """The numbers of a mixture of experts that its feed-forward layers depend on."""
+
+    name: str
+    layers: int
+    hidden: int
+    inner: int
+    experts: int
+    k: int
+    """Experts a token takes."""
+
+
+MIXTRAL_8X7B = Mixture("mixtral-8x7b", 32, 4096, 14336, 8, 2)
+MIXTURE_TOKENS = (1, 8, 32, 128, 256, 4096)
 
 
 class Step(NamedTuple):
@@ -121,6 +139,16 @@ def products_in_8_bits(model: Model, step: Step) -> Iterator[Part]:
         yield Part(f"matmul_quantized {name}", calls, matmul_quantized.work(rows, n, k, bytes_per_number=NUMBER))
 
 
+def mixture_parts(model: Mixture, tokens: int) -> Iterator[Part]:
+    """The experts of a step, in bfloat16 and with weights of 8 bits, as many of them hit as routing by lot would."""
+    m = model
+    hit = max(m.k, round(m.experts * (1 - (1 - m.k / m.experts) ** tokens)))
+    yield Part(f"route, batch {tokens}", m.layers, route.work(tokens, m.experts, m.k, bytes_per_number=NUMBER))
+    for name, size in (("moe", NUMBER), ("moe, 8-bit weights", 1)):
+        work = moe.work(tokens, m.k, m.experts, m.hidden, m.inner, hit=hit, bytes_per_weight=size)
+        yield Part(f"{name}, batch {tokens}, {hit} experts hit", m.layers, work)
+
+
 def attention(model: Model, step: Step) -> Part:
     m = model
     if step.new == 1:
@@ -162,6 +190,8 @@ def lines(model: Model = LLAMA_7B) -> list[str]:
     tables.append(
         ("decode, 64 branches of a 4k prefix with 64 own keys each", shared_prefix_parts(model, 64, 4096, 64))
     )
+    experts = (part for tokens in MIXTURE_TOKENS for part in mixture_parts(MIXTRAL_8X7B, tokens))
+    tables.append((f"the experts of {MIXTRAL_8X7B.name}", experts))
     for name, of_step in tables:
         cells = ([p.kernel, str(p.calls), *_cells(p.work, 1e6, 1e6)] for p in of_step)
         text += ["", f"**{name}**", "", *_rows(["kernel", "calls a step", "MB", "GFLOP", *_names()], cells)]

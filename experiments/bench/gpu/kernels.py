@@ -8,7 +8,7 @@ from importlib import import_module
 from experiments.bench.gpu.case import Case, Setup
 from experiments.bench.gpu.figure import Figure
 
-FAMILIES = ("attention", "shared", "elementwise", "sampling", "fixed", "products")
+FAMILIES = ("attention", "shared", "elementwise", "sampling", "fixed", "products", "moe")
 """`kernels_<family>.py` each, what matters most first."""
 
 
