@@ -208,7 +208,7 @@ def work(
 
 
 def cases() -> Iterator[Case]:
-    """Mixtral 8x7B for few and many tokens in each dtype, and sizes that no tile divides."""
+    """Mixtral 8x7B for few and many tokens in each dtype, many small experts, and sizes that no tile divides."""
     bf16, mixtral = torch.bfloat16, (2, 8, 4096, 14336)
     for tokens in (1, 8, 32, 64, 256, 4096):
         yield _case(tokens, *mixtral, bf16, bf16)
@@ -217,8 +217,10 @@ def cases() -> Iterator[Case]:
         for stored in STORED:
             yield _case(tokens, *mixtral, bf16, stored)
     yield _case(1, *mixtral, bf16, torch.int8)
-    yield _case(256, *mixtral, torch.float16, torch.int8)
+    yield _case(256, *mixtral, bf16, torch.int8)
     yield _case(32, *mixtral, torch.float32, torch.float32)
+    for tokens in (32, 4096):
+        yield _case(tokens, 8, 128, 2048, 768, bf16, bf16)
     yield _case(50, 3, 5, 1000, 1001, bf16, bf16)
 
 

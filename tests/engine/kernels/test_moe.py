@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from engine.kernels.chips import CHIPS
 from engine.kernels.moe import DTYPES, STORED, _shape, moe, moe_reference
@@ -96,6 +98,18 @@ def test_weights_of_8_bits_are_their_scales_times_what_is_stored(
     given = inputs(11, 2, 4, 48, 33, dtype, device, stored=stored)
     assert given.error(given.run()) < TOLERANCE[dtype]
     assert given.error(given.run(SMALL)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_matches_the_experts_of_transformers(k: int, device: torch.device) -> None:
+    given = inputs(23, k, 4, 40, 24, torch.float32, device, seed=k)
+    config = MixtralConfig(hidden_size=40, intermediate_size=24, num_local_experts=4, num_experts_per_tok=k)
+    experts = MixtralExperts(config).to(device).double()
+    with torch.no_grad():
+        experts.gate_up_proj.copy_(given.gate_up)
+        experts.down_proj.copy_(given.down)
+        theirs = experts(given.x.double(), given.chosen, given.shares.double())
+    assert (given.run().double() - theirs).norm() / theirs.norm() < TOLERANCE[torch.float32]
 
 
 @settings(max_examples=25)
