@@ -33,11 +33,13 @@ from engine.kernels.moe_products import down_kernel, gate_up_kernel, sum_kernel
 from engine.kernels.moe_sort import sort_by_expert
 from engine.kernels.moe_tiles import TILES, shape_of
 from engine.kernels.roofline import Work
-from engine.kernels.tiles import Shape, Tile, choose
+from engine.kernels.tiles import Shape, Tile, choose, current_gpu
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 STORED = (torch.int8, torch.float8_e4m3fn)
 """Weights of 8 bits: they need scales."""
+FLOAT8 = 89
+"""The least compute capability that can cast float8."""
 SUM = Tile({"BLOCK": 1024}, num_warps=4, num_stages=1)
 
 
@@ -148,6 +150,8 @@ def _check(
             f"x is {x.dtype}, gate_up {gate_up.dtype}, down {down.dtype}; both weights must have x's dtype, or both "
             "be int8 or float8_e4m3fn"
         )
+    if gate_up.dtype == torch.float8_e4m3fn and (gpu := current_gpu()).capability < FLOAT8:
+        raise ValueError(f"{gpu.name or 'this GPU'} is sm_{gpu.capability}: float8 needs sm_{FLOAT8}; use int8")
     for name, scale, weight in (("gate_up_scale", gate_up_scale, gate_up), ("down_scale", down_scale, down)):
         _check_scale(name, scale, weight)
     if chosen.dim() != 2 or len(chosen) != len(x) or not chosen.shape[1]:
@@ -208,7 +212,7 @@ def work(
 
 
 def cases() -> Iterator[Case]:
-    """Mixtral 8x7B for few and many tokens in each dtype, and sizes that no tile divides."""
+    """Mixtral 8x7B for few and many tokens in each dtype, many small experts, and sizes that no tile divides."""
     bf16, mixtral = torch.bfloat16, (2, 8, 4096, 14336)
     for tokens in (1, 8, 32, 64, 256, 4096):
         yield _case(tokens, *mixtral, bf16, bf16)
@@ -217,8 +221,10 @@ def cases() -> Iterator[Case]:
         for stored in STORED:
             yield _case(tokens, *mixtral, bf16, stored)
     yield _case(1, *mixtral, bf16, torch.int8)
-    yield _case(256, *mixtral, torch.float16, torch.int8)
+    yield _case(256, *mixtral, bf16, torch.int8)
     yield _case(32, *mixtral, torch.float32, torch.float32)
+    for tokens in (32, 4096):
+        yield _case(tokens, 8, 128, 2048, 768, bf16, bf16)
     yield _case(50, 3, 5, 1000, 1001, bf16, bf16)
 
 
@@ -240,7 +246,7 @@ def _case(tokens: int, k: int, experts: int, hidden: int, inner: int, dtype: tor
     shape = shape_of(tokens * k, experts, hidden, inner, _name(dtype), _name(stored))
     label = f"tokens={tokens} k={k} experts={experts} hidden={hidden} inner={inner} {_name(dtype)}"
     label += f" {_name(stored)}-weights" if stored in STORED else ""
-    return Case(label, TILES, shape, make, dtype != torch.float32, 89 if stored == torch.float8_e4m3fn else 80)
+    return Case(label, TILES, shape, make, dtype != torch.float32, FLOAT8 if stored == torch.float8_e4m3fn else 80)
 
 
 def _weights(shape: tuple[int, int, int], stored: torch.dtype, device: torch.device) -> Tensor:

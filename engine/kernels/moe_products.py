@@ -17,7 +17,7 @@ from engine.kernels.matmul_invariant import add_product, tile_of
 from engine.kernels.matrix import INTERPRETED, narrow, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tiles"])
 def gate_up_kernel(
     x,
     weight,
@@ -59,7 +59,7 @@ def gate_up_kernel(
     tl.store(to, narrow(y, out.dtype.element_ty), mask=in_expert[:, None] & (at < inner)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tiles"])
 def down_kernel(
     x,
     weight,

@@ -38,14 +38,14 @@ class Groups(NamedTuple):
     """int32 [most tiles, 3]: expert (-1: no work), first and end of its pairs from this tile on, in `order`."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "stretch"])
 def count_kernel(chosen, counts, pairs, experts, stretch, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
     first = tl.program_id(0) * stretch
     of_expert = count(chosen, first, tl.minimum(first + stretch, pairs), experts, EXPERTS, BLOCK)
     tl.store(counts + tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS), of_expert)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "stretch", "n_tiles"])
 def place_kernel(
     chosen,
     counts,

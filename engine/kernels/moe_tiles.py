@@ -24,6 +24,8 @@ HOPPER = (
     tile(64, 32, 128, 4, 6),
 )
 """The warp group's instructions (sm_90) and the tensor memory's (sm_100) take at least 64 rows."""
+CAST = (WARP[0], tile(64, 128, 32, 4, 4), *WARP[2:])
+"""For weights of 8 bits on the warp's instructions: casting a wider tile takes more registers than there are."""
 UNALIGNED = (tile(64, 32, 64, 4, 2), tile(64, 64, 32, 4, 2)), (tile(16, 32, 64, 4, 2), tile(32, 64, 32, 4, 2))
 """For sm_90 and sm_100, and for the others: rows that begin anywhere are loaded number by number."""
 ALIGNMENT = 16
@@ -51,7 +53,9 @@ def candidates(capability: int, shape: Shape) -> tuple[Tile, ...]:
     many = capability == 90 or 100 <= capability < 120
     if int(shape["hidden"]) % ALIGNMENT or int(shape["inner"]) % ALIGNMENT:
         return UNALIGNED[0 if many else 1]
-    return HOPPER if many else WARP
+    if many:
+        return HOPPER
+    return WARP if shape["weights"] == shape["dtype"] else CAST
 
 
 def default(capability: int, shape: Shape) -> Tile:

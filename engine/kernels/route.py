@@ -35,7 +35,7 @@ class Routing(NamedTuple):
     """float32 [tokens, k]; a token's sum to 1."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def route_kernel(
     logits,
     chosen,

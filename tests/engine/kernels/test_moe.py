@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from engine.kernels.chips import CHIPS
 from engine.kernels.moe import DTYPES, STORED, _shape, moe, moe_reference
 from engine.kernels.moe_tiles import TILES, most_tiles, shape_of
-from engine.kernels.tiles import Tile, current_gpu
+from engine.kernels.tiles import Tile, current_gpu, target
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 SMALL = Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2}, 4, 2)
@@ -96,6 +98,18 @@ def test_weights_of_8_bits_are_their_scales_times_what_is_stored(
     given = inputs(11, 2, 4, 48, 33, dtype, device, stored=stored)
     assert given.error(given.run()) < TOLERANCE[dtype]
     assert given.error(given.run(SMALL)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_matches_the_experts_of_transformers(k: int, device: torch.device) -> None:
+    given = inputs(23, k, 4, 40, 24, torch.float32, device, seed=k)
+    config = MixtralConfig(hidden_size=40, intermediate_size=24, num_local_experts=4, num_experts_per_tok=k)
+    experts = MixtralExperts(config).to(device).double()
+    with torch.no_grad():
+        experts.gate_up_proj.copy_(given.gate_up)
+        experts.down_proj.copy_(given.down)
+        theirs = experts(given.x.double(), given.chosen, given.shares.double())
+    assert (given.run().double() - theirs).norm() / theirs.norm() < TOLERANCE[torch.float32]
 
 
 @settings(max_examples=25)
@@ -265,6 +279,12 @@ def test_what_doesnt_fit_is_refused(device: torch.device) -> None:
         moe(x, gate_up, down, chosen, shares, out=torch.empty(3, 15, device=device))
     with pytest.raises(ValueError, match="down has strides"):
         moe(x, gate_up, down.transpose(1, 2).contiguous().transpose(1, 2), chosen, shares)
+
+
+def test_float8_is_refused_where_the_gpu_has_none(device: torch.device) -> None:
+    given = inputs(3, 2, 4, 16, 16, torch.bfloat16, device, stored=torch.float8_e4m3fn)
+    with target(CHIPS[86].gpu), pytest.raises(ValueError, match="sm_86: float8 needs sm_89; use int8"):
+        given.run()
 
 
 @pytest.mark.gpu
