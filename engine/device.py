@@ -8,6 +8,7 @@ import torch
 
 from engine.config import ConfigError, EngineConfig
 from engine.models.config import ModelConfig
+from engine.models.families import family_named
 from engine.models.load import find_model
 from engine.models.weights import DTYPES, GPU_DTYPES
 
@@ -90,6 +91,8 @@ def gpu_problem(config: EngineConfig, model: ModelConfig, name: str, capability:
             f"engine.kv_dtype=fp8_e4m3 needs sm_{FP8_CAPABILITY} or newer, {name} is sm_{capability}: use "
             "engine.kv_dtype=int8 or auto"
         )
+    if (why := family_named(model.family).gpu_problem(deterministic=config.deterministic)) is not None:
+        return why
     from engine.kernels.kv_load import HEAD_DIMS
     from engine.kernels.sample import MAX_VOCAB
 
