@@ -91,8 +91,6 @@ def gpu_problem(config: EngineConfig, model: ModelConfig, name: str, capability:
             f"engine.kv_dtype=fp8_e4m3 needs sm_{FP8_CAPABILITY} or newer, {name} is sm_{capability}: use "
             "engine.kv_dtype=int8 or auto"
         )
-    if (why := family_named(model.family).gpu_problem(deterministic=config.deterministic)) is not None:
-        return why
     from engine.kernels.kv_load import HEAD_DIMS
     from engine.kernels.sample import MAX_VOCAB
 
@@ -105,7 +103,7 @@ def gpu_problem(config: EngineConfig, model: ModelConfig, name: str, capability:
                 f"{config.model} has {what}={size}, the GPU kernels take {allowed[0]} to {allowed[-1]}: use another "
                 "model, or engine.device=cpu"
             )
-    return None
+    return family_named(model.family).gpu_problem(deterministic=config.deterministic)
 
 
 def _no_gpu(config: EngineConfig) -> str:

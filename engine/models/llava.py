@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.models.clip import ACTIVATIONS, Affine, Layer, VisionTower
-from engine.models.config import ModelConfig, ModelError, config_from_hf
+from engine.models.config import CHANGES_NUMBERS, ModelConfig, ModelError, config_from_hf
 from engine.models.family import Family
 from engine.models.vision_config import VisionConfig, vision_from_hf
 
@@ -146,9 +146,14 @@ class Llava(Family):
         for name in ("bos_token_id", "eos_token_id", "tie_word_embeddings"):
             if text.get(name) is None and config.get(name) is not None:
                 text[name] = config[name]
+        for name in CHANGES_NUMBERS:
+            if config.get(name):
+                raise ModelError(
+                    f"config field {name}={config[name]!r} isn't supported; remove it or use another model"
+                )
         sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
-        for name, value in {**sizes, "vocab_size": 32064}.items():  # published configs leave out what is LLaVA 1.5 7B's
-            text.setdefault(name, value)
+        if text["model_type"] == "llama":  # published configs leave out what is LLaVA 1.5 7B's
+            text = {**sizes, "vocab_size": 32064, **text}
         try:
             vision = vision_from_hf(config)
         except ValueError as error:

@@ -227,7 +227,7 @@ class Tensors:
 def build(config: ModelConfig, weights: Weights, dtype: torch.dtype) -> Llama:
     """Fetches every tensor of the model and lays the projections out for the CPU."""
     with Tensors(config, weights, dtype) as tensors:
-        get, maybe, family = tensors.get, tensors.maybe, family_named(config.family)
+        get, maybe = tensors.get, tensors.maybe
 
         def linear(*names: str) -> Linear:
             return Linear(*tensors.stacked(*names))
@@ -240,7 +240,7 @@ def build(config: ModelConfig, weights: Weights, dtype: torch.dtype) -> Llama:
                 k_norm=maybe(f"{at}.self_attn.k_norm.weight"),
                 out=linear(f"{at}.self_attn.o_proj"),
                 mlp_norm=get(f"{at}.post_attention_layernorm.weight"),
-                mlp=family.mlp(at, tensors, linear),
+                mlp=family_named(config.family).mlp(at, tensors, linear),
             )
 
         embedding = get("model.embed_tokens.weight").contiguous()
