@@ -24,7 +24,8 @@ class SquaredRelu(NamedTuple):
         return self.down.plus(self.up(h).relu_().square_(), residual)
 
 
-class SquaredReluGpu(NamedTuple):
+@dataclass(frozen=True)
+class SquaredReluGpu:
     """The MLP on a GPU."""
 
     up: Projection
