@@ -8,6 +8,7 @@ import torch
 
 from engine.config import ConfigError, EngineConfig
 from engine.models.config import ModelConfig
+from engine.models.families import family_named
 from engine.models.load import find_model
 from engine.models.weights import DTYPES, GPU_DTYPES
 
@@ -108,7 +109,7 @@ def gpu_problem(config: EngineConfig, model: ModelConfig, name: str, capability:
                 f"{config.model} has {what}={size}, the GPU kernels take {allowed[0]} to {allowed[-1]}: use another "
                 "model, or engine.device=cpu"
             )
-    return None
+    return family_named(model.family).gpu_problem(deterministic=config.deterministic)
 
 
 def _no_gpu(config: EngineConfig) -> str:

@@ -1,4 +1,4 @@
-"""What a model of the Llama family is made of, read from a Hugging Face `config.json`."""
+"""What a model is made of, read from a Hugging Face `config.json`; `engine.models.family` tells families apart."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.models.vision_config import VisionConfig, vision_from_hf
+from engine.models.vision_config import VisionConfig
 
-SEEING = ("llava",)
-"""Families whose language model is one of the others."""
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "mixtral")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 CHANGES_NUMBERS = ("quantization_config", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale")
 """Fields that change the numbers and that we don't serve; they may only be absent, null or false."""
@@ -100,12 +97,13 @@ class ModelConfig:
     def n_layer_parameters(self) -> int:
         """Parameters of the matrices of all layers that a token is multiplied with: of its experts only."""
         heads = 2 * self.n_heads + 2 * self.n_kv_heads
+        return self.n_layers * (self.hidden_size * heads * self.head_dim + self.n_mlp_parameters)
+
+    @property
+    def n_mlp_parameters(self) -> int:
+        """Parameters of one layer's MLP that a token is multiplied with, a router's among them."""
         mlps = max(1, self.n_experts_per_token)
-        return (
-            self.n_layers
-            * self.hidden_size
-            * (heads * self.head_dim + 3 * mlps * self.intermediate_size + self.n_experts)
-        )
+        return self.hidden_size * (3 * mlps * self.intermediate_size + self.n_experts)
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -122,81 +120,68 @@ def config_from_hf(
     `max_context` (tokens) overrides the longest context served, within what the rotary embedding defines.
     Raises ModelError naming the architecture or field that isn't supported.
     """
-    if config.get("model_type") in SEEING:
-        return _seeing_from_hf(config, generation, max_context)
-    family = config.get("model_type")
-    architectures = config.get("architectures") or []
-    if family not in FAMILIES:
-        raise ModelError(
-            f"architecture {family!r} ({', '.join(map(str, architectures)) or 'none given'}) isn't supported; "
-            f"available model_type: {', '.join((*FAMILIES, *SEEING))}"
-        )
-    for name in architectures:
-        if not str(name).endswith("ForCausalLM"):
-            raise ModelError(f"architecture {name!r} isn't supported: only ...ForCausalLM models generate text")
+    from engine.models.families import family_of_files  # which imports this
+
+    model = family_of_files(config).read(config)
+    if generation is not None and "eos_token_id" in generation:
+        model = replace(model, eos_token_ids=_ids(generation["eos_token_id"]))
+    return with_context(model, max_context)
+
+
+def decoder_config(
+    config: Mapping[str, Any],
+    family: str,
+    *,
+    kind: type[ModelConfig] = ModelConfig,
+    activations: tuple[str, ...] = ("silu", "swish"),
+    head_dim: int | None = None,
+    max_position: int = 2048,
+    norm_eps: float = 1e-6,
+    rope_theta: float = 10000.0,
+    **own: Any,
+) -> ModelConfig:
+    """What decoders of the Llama kind have in common, read from their `config.json`.
+
+    head_dim, max_position (tokens), norm_eps, rope_theta: where the file has none. own: further fields of the `kind`.
+    Raises ModelError naming the field that is missing or isn't supported.
+    """
     for name in CHANGES_NUMBERS:
         if config.get(name):
             raise ModelError(f"config field {name}={config[name]!r} isn't supported; remove it or use another model")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise ModelError(f"config field hidden_act={config['hidden_act']!r} isn't supported; it must be 'silu'")
-
-    def required(name: str) -> int:
-        if config.get(name) is None:
-            raise ModelError(f"config field {name!r} is missing")
-        return config[name]
-
-    n_heads, n_layers, hidden = (required(name) for name in ("num_attention_heads", "num_hidden_layers", "hidden_size"))
-    head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // n_heads)
-    bias = bool(config.get("attention_bias", False))
-    max_position = config.get("max_position_embeddings") or (2048 if family == "llama" else 32768)
-    model = ModelConfig(
+    if config.get("hidden_act", activations[0]) not in activations:
+        raise ModelError(
+            f"config field hidden_act={config['hidden_act']!r} isn't supported; it must be {activations[0]!r}"
+        )
+    n_heads, n_layers, hidden = (
+        required(config, name) for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
+    )
+    head_dim = config.get("head_dim") or head_dim or hidden // n_heads
+    max_position = config.get("max_position_embeddings") or max_position
+    return kind(
         family=family,
-        vocab_size=required("vocab_size"),
+        vocab_size=required(config, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=required("intermediate_size"),
+        intermediate_size=required(config, "intermediate_size"),
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=config.get("num_key_value_heads") or n_heads,
         head_dim=head_dim,
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        norm_eps=config.get("rms_norm_eps", norm_eps),
         max_position_embeddings=max_position,
         max_context=max_position,
-        rope=rope_from_hf(config, max_position, head_dim, default_theta=1e6 if family == "mixtral" else 1e4),
+        rope=rope_from_hf(config, max_position, head_dim, rope_theta),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=family == "qwen2" or (bias and family in ("llama", "qwen3")),
-        out_bias=bias and family in ("llama", "qwen3"),
-        mlp_bias=family == "llama" and bool(config.get("mlp_bias", False)),
-        qk_norm=family == "qwen3",
-        n_experts=required("num_local_experts") if family == "mixtral" else 0,
-        n_experts_per_token=required("num_experts_per_tok") if family == "mixtral" else 0,
-        windows=windows_from_hf(config, family, n_layers),
         bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=_ids((generation or {}).get("eos_token_id", config.get("eos_token_id"))),
+        eos_token_ids=_ids(config.get("eos_token_id")),
+        **own,
     )
-    return with_context(model, max_context)
 
 
-def _seeing_from_hf(
-    config: Mapping[str, Any], generation: Mapping[str, Any] | None, max_context: int | None
-) -> ModelConfig:
-    """The language model's configuration, with what it sees through."""
-    text = dict(config.get("text_config") or {})
-    text.setdefault("model_type", "llama")
-    text.pop("architectures", None)
-    for name in ("bos_token_id", "eos_token_id", "tie_word_embeddings"):
-        if text.get(name) is None and config.get(name) is not None:
-            text[name] = config[name]
-    for name in CHANGES_NUMBERS:
-        if config.get(name):
-            raise ModelError(f"config field {name}={config[name]!r} isn't supported; remove it or use another model")
-    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
-    if text["model_type"] == "llama":  # published configs leave out what is LLaVA 1.5 7B's
-        text = {**sizes, "vocab_size": 32064, **text}
-    try:
-        vision = vision_from_hf(config)
-    except ValueError as error:
-        raise ModelError(f"config field {error}") from error
-    return replace(config_from_hf(text, generation, max_context), vision=vision)
+def required(config: Mapping[str, Any], name: str) -> int:
+    """A field that has no default. Raises ModelError when it is missing."""
+    if config.get(name) is None:
+        raise ModelError(f"config field {name!r} is missing")
+    return config[name]
 
 
 def with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:
@@ -267,36 +252,17 @@ def rope_from_hf(
     )
 
 
-def windows_from_hf(config: Mapping[str, Any], family: str, n_layers: int) -> tuple[int | None, ...]:
-    """The sliding window of each layer; empty when no layer has one."""
-    if family in ("mistral", "mixtral"):
-        window = config.get("sliding_window", 4096 if family == "mistral" else None)
-        return (window,) * n_layers if window else ()
-    if family not in ("qwen2", "qwen3") or not config.get("use_sliding_window", False):
-        return ()
-    window = config.get("sliding_window", 4096)
-    first = config.get("max_window_layers", 28)
-    kinds = config.get("layer_types") or [
-        "sliding_attention" if i >= first else "full_attention" for i in range(n_layers)
-    ]
-    unknown = sorted(set(kinds) - {"sliding_attention", "full_attention"})
-    if unknown or len(kinds) != n_layers:
-        raise ModelError(f"config field layer_types={kinds!r} isn't supported for {n_layers} layers")
-    windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    return windows if any(windows) else ()
-
-
 def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The `config.json` of a model, so that other engines load the same. Only plain rotary embedding is written."""
     if config.vision is not None:
         raise ModelError("a model that sees pictures can't be exported")
     if config.rope.kind != "default" or any(config.windows):
         raise ModelError("only models with plain rotary embedding and without sliding windows can be exported")
-    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "mixtral": "Mixtral"}
-    experts = {"num_local_experts": config.n_experts, "num_experts_per_tok": config.n_experts_per_token}
+    from engine.models.families import family_named  # which imports this
+
+    family = family_named(config.family)
     return {
-        **(experts if config.n_experts else {}),
-        "architectures": [f"{names[config.family]}ForCausalLM"],
+        "architectures": [family.architecture],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -305,7 +271,7 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": family.activations[0],
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_position_embeddings,
         "rope_theta": config.rope.theta,
@@ -316,6 +282,7 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids) or None,
         "torch_dtype": dtype,
+        **family.write(config),
     }
 
 

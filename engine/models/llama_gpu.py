@@ -26,7 +26,8 @@ from engine.kernels.paged import PagedKV
 from engine.kernels.rms_norm import rms_norm
 from engine.kernels.rope_and_store import rope_and_store, rotary_tables
 from engine.kernels.silu_mul import silu_mul
-from engine.models.config import ModelConfig
+from engine.models.config import ModelConfig, ModelError
+from engine.models.families import family_named
 from engine.models.llama import Given
 from engine.models.llava import Vision
 from engine.models.rotary import Rotary
@@ -152,8 +153,13 @@ class LlamaGpu:
 
 
 def build_gpu(tensors: Tensors, *, deterministic: bool = False) -> LlamaGpu:
-    """Fetches every tensor of the model and joins the projections of one input."""
-    config, get = tensors.config, tensors.get
+    """Fetches every tensor of the model and joins the projections of one input.
+
+    Raises ModelError where a GPU can't run the family (so).
+    """
+    config, get, family = tensors.config, tensors.get, family_named(tensors.config.family)
+    if (why := family.gpu_problem(deterministic=deterministic)) is not None:
+        raise ModelError(why)
     product: Product = matmul_invariant if deterministic else F.linear
 
     def projection(*names: str) -> Projection:
@@ -170,7 +176,7 @@ def build_gpu(tensors: Tensors, *, deterministic: bool = False) -> LlamaGpu:
             k_norm=tensors.maybe(f"{at}.self_attn.k_norm.weight"),
             out=projection(f"{at}.self_attn.o_proj"),
             mlp_norm=get(f"{at}.post_attention_layernorm.weight"),
-            mlp=SwiGLU(projection(f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"), projection(f"{at}.mlp.down_proj")),
+            mlp=family.mlp_gpu(at, tensors, projection),
         )
 
     embedding = get("model.embed_tokens.weight").contiguous()

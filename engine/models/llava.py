@@ -7,16 +7,18 @@ The language model is one of the Llama family and knows nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.models.clip import ACTIVATIONS, Affine, Layer, VisionTower
-from engine.models.config import ModelConfig, ModelError
-from engine.models.vision_config import VisionConfig
+from engine.models.config import CHANGES_NUMBERS, ModelConfig, ModelError, config_from_hf
+from engine.models.family import Family
+from engine.models.vision_config import VisionConfig, vision_from_hf
 
 TOWERS = ("vision_tower.vision_model", "model.vision_tower.vision_model", "vision_tower", "model.vision_tower")
 PROJECTORS = ("multi_modal_projector", "model.multi_modal_projector")
@@ -129,3 +131,34 @@ def _root(names: Sequence[str], tensor: str, has: Callable[[str], bool]) -> str:
     if found is None:
         raise ModelError(f"tensor {names[0]}.{tensor} is missing (nor is it there as {', '.join(names[1:])})")
     return found
+
+
+class Llava(Family):
+    """Reads as its language model, with what that sees through: the configuration's family is the language model's."""
+
+    model_type = "llava"
+    architecture = "LlavaForConditionalGeneration"
+
+    def read(self, config: Mapping[str, Any]) -> ModelConfig:
+        text = dict(config.get("text_config") or {})
+        text.setdefault("model_type", "llama")
+        text.pop("architectures", None)
+        for name in ("bos_token_id", "eos_token_id", "tie_word_embeddings"):
+            if text.get(name) is None and config.get(name) is not None:
+                text[name] = config[name]
+        for name in CHANGES_NUMBERS:
+            if config.get(name):
+                raise ModelError(
+                    f"config field {name}={config[name]!r} isn't supported; remove it or use another model"
+                )
+        sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+        if text["model_type"] == "llama":  # published configs leave out what is LLaVA 1.5 7B's
+            text = {**sizes, "vocab_size": 32064, **text}
+        try:
+            vision = vision_from_hf(config)
+        except ValueError as error:
+            raise ModelError(f"config field {error}") from error
+        return replace(config_from_hf(text), vision=vision)
+
+
+LLAVA = Llava()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine import hub
 from engine.models.config import ModelConfig, ModelError, config_from_hf, with_context
+from engine.models.families import family_named
 from engine.models.llama import Llama
 from engine.models.llava import load_vision
 from engine.models.quantise import stored_dtype
@@ -45,7 +46,7 @@ def load_model(
     vocab_size: int | None = None,
     max_context: int | None = None,
 ) -> Llama:
-    """Loads a model of the Llama family.
+    """Loads a model of one of the `engine.models.families`.
 
     name_or_path: a named shape (`tiny`, `llama-110m`, `llama-7b`: random weights drawn from `seed`, the same for the
         same seed), a Hugging Face folder, or a hub name (`owner/model`).
@@ -131,7 +132,8 @@ def find_model(
         shape = named_shape(name_or_path, vocab_size)
         return shape if max_context is None else with_context(shape, max_context), RandomWeights(seed)
     folder = model_folder(name_or_path)
-    return read_config(folder, max_context), SafetensorsFolder(folder)
+    config = read_config(folder, max_context)
+    return config, family_named(config.family).stored(SafetensorsFolder(folder), config)
 
 
 def model_folder(name_or_path: str) -> Path:

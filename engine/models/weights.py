@@ -20,8 +20,8 @@ from torch import Tensor
 
 from engine.kernels.cpu.linear import Linear
 from engine.models.config import ModelConfig, ModelError, config_to_hf
-from engine.models.llama import MLP, Block, Llama, SwiGLU
-from engine.models.mixtral import SparseMoE
+from engine.models.families import family_named
+from engine.models.llama import Block, Llama
 from engine.models.quantise import Quantised, is_quantised, quantise, stored_dtype
 
 DTYPES: dict[str, torch.dtype] = {
@@ -65,7 +65,7 @@ class Weights(Protocol):
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model: Hugging Face name -> shape, in a fixed order."""
-    c = config
+    c, family = config, family_named(config.family)
     queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c.vocab_size, c.hidden_size)}
 
@@ -85,17 +85,8 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{at}.self_attn.k_norm.weight"] = (c.head_dim,)
         linear(f"{at}.self_attn.o_proj", c.hidden_size, queries, c.out_bias)
         shapes[f"{at}.post_attention_layernorm.weight"] = (c.hidden_size,)
-        if c.n_experts:
-            linear(f"{at}.block_sparse_moe.gate", c.n_experts, c.hidden_size, False)
-            for j in range(c.n_experts):
-                expert = f"{at}.block_sparse_moe.experts.{j}"
-                linear(f"{expert}.w1", c.intermediate_size, c.hidden_size, False)
-                linear(f"{expert}.w3", c.intermediate_size, c.hidden_size, False)
-                linear(f"{expert}.w2", c.hidden_size, c.intermediate_size, False)
-            continue
-        linear(f"{at}.mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias)
-        linear(f"{at}.mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias)
-        linear(f"{at}.mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias)
+        for name, (outputs, inputs) in family.mlp_shapes(c).items():
+            linear(f"{at}.{name}", outputs, inputs, c.mlp_bias)
     shapes["model.norm.weight"] = (c.hidden_size,)
     if not c.tied_embeddings:
         shapes["lm_head.weight"] = (c.vocab_size, c.hidden_size)
@@ -142,17 +133,21 @@ class SafetensorsFolder:
         return name in self._file_of
 
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name not in self._file_of:
+        return self.part(name, shape)
+
+    def part(self, name: str, shape: tuple[int, ...], *index: int | slice) -> Tensor:
+        """tensor[index], of which no more is read than that. shape: that of the whole tensor."""
+        if not self.has(name):
             raise ModelError(f"{self.folder}: tensor {name!r} is missing")
         path = self.folder / self._file_of[name]
+        file = self._file(self._file_of[name])
         try:
-            tensor = self._file(self._file_of[name]).get_tensor(name)
+            found = tuple(file.get_slice(name).get_shape())
+            tensor = file.get_slice(name)[index] if index and found == shape else file.get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{path}: tensor {name!r} can't be read ({error})") from error
-        if tuple(tensor.shape) != shape:
-            raise ModelError(
-                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, the config asks for {list(shape)}"
-            )
+        if found != shape:
+            raise ModelError(f"{path}: tensor {name!r} has shape {list(found)}, the config asks for {list(shape)}")
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise ModelError(f"{path}: tensor {name!r} is {tensor.dtype}; quantised weights aren't supported")
         return tensor
@@ -309,21 +304,8 @@ def build(config: ModelConfig, weights: Weights, dtype: torch.dtype, *, kind: st
                 k_norm=maybe(f"{at}.self_attn.k_norm.weight"),
                 out=linear(f"{at}.self_attn.o_proj"),
                 mlp_norm=get(f"{at}.post_attention_layernorm.weight"),
-                mlp=mlp(at),
+                mlp=family_named(config.family).mlp(at, tensors, linear),
             )
-
-        def mlp(at: str) -> MLP:
-            if config.n_experts:
-                return experts(f"{at}.block_sparse_moe")
-            return swiglu(f"{at}.mlp", "gate_proj", "up_proj", "down_proj")
-
-        def swiglu(at: str, gate: str, up: str, down: str) -> SwiGLU:
-            return SwiGLU(linear(f"{at}.{gate}"), linear(f"{at}.{up}"), linear(f"{at}.{down}"))
-
-        def experts(at: str) -> SparseMoE:
-            router = get(f"{at}.gate.weight")
-            each = [swiglu(f"{at}.experts.{j}", "w1", "w3", "w2") for j in range(config.n_experts)]
-            return SparseMoE(router, each, config.n_experts_per_token)
 
         embedding = get("model.embed_tokens.weight").contiguous()
         blocks = [block(f"model.layers.{i}") for i in range(config.n_layers)]
