@@ -7,7 +7,7 @@ Touvron et al., arXiv 2302.13971. The residual stream x is updated where its nor
     x    += mlp(h)                                        h = norm(x)
 
 Products are the vendor's, but for `deterministic`: then they are ours, whose bits don't depend on the batch. With 8-bit
-weights they are ours in any case.
+weights they are ours in any case, and so are those of a mixture's experts, whose bits never depend on the batch.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from torch import Tensor
 
 from engine.kernels.matmul_invariant import matmul_invariant
 from engine.kernels.matmul_quantized import matmul_quantized
+from engine.kernels.moe import moe
 from engine.kernels.paged import PagedKV
 from engine.kernels.rms_norm import rms_norm
 from engine.kernels.rope_and_store import rope_and_store, rotary_tables
+from engine.kernels.route import route
 from engine.kernels.silu_mul import silu_mul
 from engine.models.config import ModelConfig, ModelError
 from engine.models.families import family_named
 from engine.models.llama import Given
 from engine.models.llava import Vision
 from engine.models.rotary import Rotary
-from engine.models.weights import Tensors
+from engine.models.weights import Stacked, Tensors
 
 Projection = Callable[[Tensor], Tensor]
 """[tokens, inputs] -> [tokens, outputs]"""
@@ -77,6 +79,22 @@ class SwiGLU:
 
     def __call__(self, h: Tensor) -> Tensor:
         return self.down(silu_mul(self.gate_up(h)))
+
+
+class Experts:
+    """A mixture of experts (Mixtral, arXiv 2401.04088): each token goes through those that its router likes best.
+
+    The host doesn't learn which: a step of any routing is the same launches.
+    """
+
+    def __init__(self, router: Projection, gate_up: Stacked, down: Stacked, k: int) -> None:
+        """gate_up.weight [experts, 2 * inner, hidden], down.weight [experts, hidden, inner], with scales in 8 bits."""
+        self.router, self.gate_up, self.down, self.k = router, gate_up, down, k
+
+    def __call__(self, h: Tensor) -> Tensor:
+        up, down = self.gate_up, self.down
+        chosen, shares = route(self.router(h), self.k)
+        return moe(h, up.weight, down.weight, chosen, shares, gate_up_scale=up.scale, down_scale=down.scale)
 
 
 class LlamaGpu:

@@ -21,6 +21,7 @@ from engine.models.llama import MLP, SwiGLU
 from engine.models.llama_variants import same_window
 
 if TYPE_CHECKING:
+    from engine.models.llama_gpu import Projection
     from engine.models.weights import SafetensorsFolder, Tensors, Weights
 
 LAYER = "block_sparse_moe"
@@ -94,8 +95,15 @@ class Mixtral(Family):
         ]
         return SparseMoE(router, experts, config.n_experts_per_token)
 
-    def gpu_problem(self, *, deterministic: bool) -> str | None:
-        return "model_type mixtral runs on the CPU only so far: use engine.device=cpu"
+    def mlp_gpu(self, layer: str, tensors: Tensors, projection: Callable[..., Projection]) -> Projection:
+        from engine.models.llama_gpu import Experts  # Triton comes with it
+
+        at, config = f"{layer}.{LAYER}", tensors.config
+        router = projection(f"{at}.gate")
+        each = [f"{at}.experts.{i}" for i in range(config.n_experts)]
+        gate_up = tensors.experts([(f"{one}.w1", f"{one}.w3") for one in each])
+        down = tensors.experts([(f"{one}.w2",) for one in each])
+        return Experts(router, gate_up, down, config.n_experts_per_token)
 
     def stored(self, folder: SafetensorsFolder, config: ModelConfig) -> Weights:
         return FusedExperts(folder, config) if folder.has("model.layers.0.mlp.gate.weight") else folder

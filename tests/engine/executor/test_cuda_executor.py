@@ -28,9 +28,16 @@ def twins() -> Twins:
     return make_twins()
 
 
-@pytest.fixture(scope="module", params=[None, "int8"], ids=["16 or 32 bits", "8 bits"])
+@pytest.fixture(
+    scope="module",
+    params=[(0, None), (0, "int8"), (3, None), (3, "int8")],
+    ids=["16 or 32 bits", "8 bits", "experts", "experts in 8 bits"],
+)
 def deterministic(request: pytest.FixtureRequest) -> LlamaGpu:
-    return gpu_model(ONE_LAYER, deterministic=True, kind=request.param)
+    n_experts, kind = request.param
+    experts: dict[str, Any] = {"family": "mixtral", "n_experts": n_experts, "n_experts_per_token": 2}
+    config = replace(ONE_LAYER, **experts) if n_experts else ONE_LAYER
+    return gpu_model(config, deterministic=True, kind=kind)
 
 
 def branching() -> list[list[int]]:

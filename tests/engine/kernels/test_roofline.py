@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from engine.kernels.roofline import GPUS, Work, floor_s
-from engine.kernels.roofline_table import LLAMA_7B, STEPS, lines, parts, products_in_8_bits, whole, written
+from engine.kernels.roofline_table import (
+    LLAMA_7B,
+    MIXTRAL_8X7B,
+    STEPS,
+    lines,
+    parts,
+    products_in_8_bits,
+    whole,
+    written,
+)
 from engine.models.shapes import SHAPES
 from experiments.bench.gpu import floors
 
@@ -74,3 +83,9 @@ def test_the_command_prints_the_table() -> None:
         check=True,
     )
     assert done.stdout.splitlines()[1:] == lines()
+
+
+def test_the_mixture_of_the_table_is_the_named_shape() -> None:
+    shape = SHAPES[MIXTRAL_8X7B.name]
+    sizes = (shape.n_layers, shape.hidden_size, shape.intermediate_size, shape.n_experts, shape.n_experts_per_token)
+    assert MIXTRAL_8X7B[1:] == sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import pytest
 import torch
 import transformers
 
-from engine.executor.base import PrefixGroup
+from engine.executor.base import Batch, PrefixGroup, Row
 from engine.kernels.tiles import current_gpu
 from engine.models import ModelError, load_model
 from engine.models.llama_gpu import LlamaGpu
 from engine.models.load import load_gpu_model
 from engine.models.quantise import dequantised, is_quantised, quantise
+from engine.models.shapes import SHAPES
 from engine.models.weights import RandomWeights
-from tests.engine.gpu_twins import DEVICE, Driver, cuda_executor, prompt
+from tests.engine.gpu_twins import DEVICE, Driver, cpu_executor, cuda_executor, prompt, twins
 
 SIZES = {
     "vocab_size": 128,
@@ -47,6 +49,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("MistralConfig", {"sliding_window": 13}),
     "qwen2-window": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}),
     "qwen3": ("Qwen3Config", {}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None}),
 }
 
 
@@ -59,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
             name, own = FAMILIES[family]
             torch.manual_seed(7)
             config = getattr(transformers, name)(**{**SIZES, **own})
+            config._experts_implementation = "eager"  # its grouped product has no float64
             model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
             with torch.no_grad():
                 for parameter in model.parameters():  # norms and biases begin as ones and zeros, which hide mistakes
@@ -129,8 +133,9 @@ def test_16_bits_are_as_close_to_the_truth_as_transformers(folder: Any, dtype: s
     assert (found.double() - truth).norm() < 1.2 * (theirs - truth).norm()
 
 
-def test_deterministic_products_give_the_same_logits(folder: Any) -> None:
-    model, path = folder("llama-tied-biases")
+@pytest.mark.parametrize("family", ["llama-tied-biases", "mixtral"])
+def test_deterministic_products_give_the_same_logits(folder: Any, family: str) -> None:
+    model, path = folder(family)
     tokens = prompt(20, seed=4)
     found = logits_in_steps(load(path, deterministic=True), tokens, (19, 1), 1)
     assert (found.double() - expected(model, tokens)).abs().max() < 1e-4
@@ -138,7 +143,7 @@ def test_deterministic_products_give_the_same_logits(folder: Any) -> None:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-@pytest.mark.parametrize("family", ["llama3", "llama-tied-biases"])
+@pytest.mark.parametrize("family", ["llama3", "llama-tied-biases", "mixtral"])
 def test_logits_in_8_bits_are_those_of_transformers_on_the_dequantised_weights(
     folder: Any, family: str, kind: str, deterministic: bool
 ) -> None:
@@ -155,6 +160,17 @@ def test_logits_in_8_bits_are_those_of_transformers_on_the_dequantised_weights(
     found = logits_in_steps(load(path, kind=kind, deterministic=deterministic), tokens, (19, 1), 1)
     assert (found.double() - expected(model, tokens)).abs().max() < 1e-4
     assert (found.double() - expected(folder(family)[0], tokens)).abs().max() > 1e-3  # 8 bits are told from 32
+
+
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_mixtral_gives_the_logits_of_the_cpu(kind: str | None) -> None:
+    # Heads of 16 numbers are too small for the kernels.
+    both = twins(replace(SHAPES["mixtral-tiny"], n_heads=3, n_kv_heads=1, head_dim=32, max_context=64), kind=kind)
+    tokens = prompt(25, seed=5, vocab_size=512)
+    request = Driver(cuda_executor(both.gpu)).request(tokens, prompt_logprobs=0)
+    expected = cpu_executor(both.cpu).launch(Batch(0, (Row(request, 0, 25, sample=True),))).logits
+    found = logits_in_steps(both.gpu, tokens, (16, 9), 1).cpu()
+    assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_the_last_layer_answers_only_what_is_wanted(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from engine.models import ModelError, load_model
 from engine.models.config import config_from_hf
 from engine.models.families import family_named
 from engine.models.llama import SwiGLU
-from engine.models.mixtral import SparseMoE, route
+from engine.models.mixtral import Mixtral, SparseMoE, route
 from engine.models.shapes import SHAPES
 from engine.models.weights import RandomWeights, save_random, tensor_shapes
 from tests.engine.gpu_twins import prompt
@@ -324,8 +324,8 @@ def test_configs_read_as_transformers_reads_them() -> None:
     }
 
 
-def test_a_gpu_refuses_what_it_cannot_run() -> None:
-    why = family_named("mixtral").gpu_problem(deterministic=False)
-    assert gpu_problem(EngineConfig(model="mixtral-8x7b", dtype="bfloat16"), SHAPES["mixtral-8x7b"], "H100", 90) == why
-    assert why is not None
-    assert "engine.device=cpu" in why
+def test_a_gpu_takes_it_and_refuses_a_family_that_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = EngineConfig(model="mixtral-8x7b", dtype="bfloat16", deterministic=True)
+    assert gpu_problem(asked, SHAPES["mixtral-8x7b"], "H100", 90) is None
+    monkeypatch.setattr(Mixtral, "gpu_problem", lambda _, deterministic: f"deterministic={deterministic}: use a CPU")
+    assert gpu_problem(asked, SHAPES["mixtral-8x7b"], "H100", 90) == "deterministic=True: use a CPU"
