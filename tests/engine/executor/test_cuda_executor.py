@@ -280,11 +280,11 @@ class OutOfMemory:
         self.passes: list[int] = []
         run = executor.runner.run
 
-        def limited(step: Any, there: Any) -> torch.Tensor:
+        def limited(step: Any, there: Any, given: Any = None) -> torch.Tensor:
             self.passes.append(len(step.arrays["tokens"]))
             if self.passes[-1] > limit:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-            return run(step, there)
+            return run(step, there, given)
 
         executor.runner.run = limited  # type: ignore[method-assign]
 
