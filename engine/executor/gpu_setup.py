@@ -19,6 +19,7 @@ from engine.models.llava import vision_parameters
 from engine.models.load import find_model, load_gpu_model
 from engine.models.quantise import weight_bytes
 from engine.models.weights import GPU_DTYPES, dtype_named, tensor_shapes
+from engine.pictures import Picture, PlacedPicture, keys_of
 from engine.request import Request, SamplingParams, Status
 
 GRAPH_BYTES = 4 << 20
@@ -122,7 +123,8 @@ def _peak(model: LlamaGpu, config: EngineConfig, device: torch.device, n_tokens:
 def busiest_step(executor: CudaExecutor, n_tokens: int, max_running: int, params: SamplingParams = WORST) -> None:
     """Runs a step of `n_tokens` new tokens in `max_running` rows (fewer if need be), all over the pool's first page.
 
-    Most rows decode at the end of a full context, the others are prompts. What is in the page afterwards means nothing.
+    Most rows decode at the end of a full context, the others are prompts: of a model that sees, all pictures as far as
+    they fit. What is in the page afterwards means nothing.
     """
     longest = executor.max_context
     n_decodes = min(max_running, n_tokens)
@@ -144,4 +146,10 @@ def _row(executor: CudaExecutor, start: int, n_new: int, params: SamplingParams)
     request = Request(
         id=-1, key=tokens, params=params, tokens=tokens, n_tokens=len(tokens), pages=pages, status=Status.RUNNING
     )
+    vision = executor.model.config.vision
+    if vision is not None and start == 0 and n_new > vision.n_tokens:
+        blank = Picture(b"blank", np.zeros((3, vision.image_size, vision.image_size), np.float32))
+        firsts = range(0, n_new - vision.n_tokens, vision.n_tokens)  # the last token isn't a picture's
+        request.pictures = tuple(PlacedPicture(first, vision.n_tokens, blank) for first in firsts)
+        tokens[: len(firsts) * vision.n_tokens] = np.tile(keys_of(blank, vision.n_tokens), len(firsts))
     return Row(request, start, n_new, sample=True)

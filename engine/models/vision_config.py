@@ -44,6 +44,9 @@ class VisionConfig:
         return self.n_patches + self.keeps_class_token
 
 
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+
+
 def vision_from_hf(config: Mapping[str, Any]) -> VisionConfig:
     """Reads a LLaVA's config. Raises ValueError naming the field that isn't supported."""
     vision = config.get("vision_config") or {}
@@ -57,6 +60,10 @@ def vision_from_hf(config: Mapping[str, Any]) -> VisionConfig:
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise ValueError(f"vision_feature_select_strategy={strategy!r} isn't supported; it must be default or full")
+    for name in _SIZES:
+        size = vision.get(name, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"vision_config.{name}={size!r} isn't supported; it must be a whole number from 1 on")
     found = VisionConfig(
         hidden_size=vision.get("hidden_size", 1024),
         intermediate_size=vision.get("intermediate_size", 4096),
@@ -72,13 +79,21 @@ def vision_from_hf(config: Mapping[str, Any]) -> VisionConfig:
         projector_bias=config.get("multimodal_projector_bias", True),
         image_token_id=config.get("image_token_index", config.get("image_token_id", 32000)),
     )
-    for name in ("act", "projector_act"):
-        if getattr(found, name) not in ("quick_gelu", "gelu"):
-            raise ValueError(f"activation {getattr(found, name)!r} isn't supported; it must be quick_gelu or gelu")
+    for field, act in (("vision_config.hidden_act", found.act), ("projector_hidden_act", found.projector_act)):
+        if act not in ("quick_gelu", "gelu"):
+            raise ValueError(f"{field}={act!r} isn't supported; it must be quick_gelu or gelu")
     if vision.get("num_channels", 3) != 3:
         raise ValueError(f"vision_config.num_channels={vision['num_channels']} isn't supported; it must be 3")
-    if found.hidden_size % found.n_heads or found.image_size < found.patch_size:
-        raise ValueError(f"vision_config: {found.n_heads} heads of {found.hidden_size}, patches of {found.patch_size}")
+    if found.hidden_size % found.n_heads:
+        raise ValueError(
+            f"vision_config.num_attention_heads={found.n_heads} isn't supported; it must divide hidden_size="
+            f"{found.hidden_size}"
+        )
+    if found.image_size < found.patch_size:
+        raise ValueError(
+            f"vision_config.patch_size={found.patch_size} isn't supported; it must be at most image_size="
+            f"{found.image_size}"
+        )
     if not -found.n_layers - 1 <= layer <= found.n_layers:
         raise ValueError(f"vision_feature_layer={layer} of a tower of {found.n_layers} layers")
     return found

@@ -74,9 +74,7 @@ def test_the_busiest_step_fills_every_row_and_every_token(monkeypatch: pytest.Mo
     executor = cuda_executor(gpu_model(replace(SMALL, n_layers=1)), n_pages=1, page_size=4, max_running=5)
     seen = []
     run = executor.runner.run
-    monkeypatch.setattr(
-        executor.runner, "run", lambda step, there, given=None: seen.append(step) or run(step, there, given)
-    )
+    monkeypatch.setattr(executor.runner, "run", lambda step, *rest: seen.append(step) or run(step, *rest))
     for n_tokens in (150, 5, 3):
         busiest_step(executor, n_tokens, 5)
     assert [len(step.arrays["tokens"]) for step in seen] == [150, 5, 3]
