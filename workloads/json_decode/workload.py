@@ -89,7 +89,7 @@ class JsonDecode(Workload):
             return re.fullmatch(pattern, run.state["record"]) is not None
         if self.kind == "schema":
             return accepts(run.args["json_schema"], run.state["value"])
-        calls = run.state.ret_value or ()
+        calls: Sequence[Any] = run.state.ret_value or ()
         return len(calls) == 1 and right_call(calls[0], self._names[run.name], self._allowed[run.name])
 
     def _load_fields(self) -> None:
