@@ -44,3 +44,11 @@ def shortened(text: str, n_tokens: int, count_tokens: Callable[[str], int]) -> s
         fits = count_tokens(" ".join(words[:middle])) <= n_tokens
         low, high = (middle, high) if fits else (low, middle - 1)
     return " ".join(words[:low])
+
+
+def reread(text: str, n_tokens: int | None, count_tokens: Callable[[str], int]) -> str:
+    """As much of an output as takes at most this many tokens when it is read again as text, which may be more than were
+    written (half as many again where weights are random); None: all."""
+    while n_tokens is not None and count_tokens(text) > n_tokens:
+        text = text[: -1 - len(text) // 16]
+    return text

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from workloads.base import DataSource
 from workloads.chat.sample import sample_agents, sample_conversations
-from workloads.data import DataError, as_text, check_fields, jsonl_rows
+from workloads.data import DataError, as_text, jsonl_rows
 from workloads.sources import Files, find_files, sample_source
 
 QUESTIONS, REFERENCES, CONVERSATIONS = (
@@ -30,6 +30,14 @@ class Turn(NamedTuple):
 class Conversations(NamedTuple):
     source: DataSource
     conversations: tuple[tuple[Turn, ...], ...]
+
+
+class _Going(NamedTuple):
+    """A session that calls may still go on from."""
+
+    prompt: str
+    """Of its last call."""
+    turns: list[Turn]
 
 
 def load_mt_bench(data_dir: str | None) -> Conversations:
@@ -61,6 +69,8 @@ def load_conversations(data_dir: str | None) -> Conversations:
         rows: Any = json.loads(as_text(name, found.contents[CONVERSATIONS]))
     except ValueError as error:
         raise DataError(f"{name}: not JSON ({error}); get the file again") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{name}: a JSON list of conversations is needed, not {type(rows).__name__}")
     conversations = []
     for i, row in enumerate(rows):
         said = _parsed(f"{name}, entry {i}", _said, row)
@@ -75,19 +85,17 @@ def load_agents(data_dir: str | None) -> Conversations:
     if not isinstance(found, Files):
         made = tuple(tuple(Turn(*turn) for turn in session) for session in sample_agents())
         return Conversations(sample_source("recorded agent sessions", made, found.why), made)
-    sessions: dict[str, list[Turn]] = {}
-    before: dict[str, str] = {}
+    sessions: list[list[Turn]] = []
+    going: dict[str, _Going] = {}
     fields = {"input": str, "output": str, "session_id": str}
-    for place, row in jsonl_rows(str(found.paths[AGENTS]), found.contents[AGENTS], fields):
-        check_fields(place, row, fields)
-        session = row["session_id"]
-        known = before.get(session, "")
-        if not row["input"].startswith(known):  # the agent began anew
-            session = f"{session} from {place}"
-            known = ""
-        before[row["session_id"]] = row["input"]
-        sessions.setdefault(session, []).append(Turn(row["input"][len(known) :], row["output"] or None))
-    return Conversations(found.source, tuple(map(tuple, sessions.values())))
+    for _, row in jsonl_rows(str(found.paths[AGENTS]), found.contents[AGENTS], fields):
+        known = going.get(row["session_id"])
+        if known is None or not row["input"].startswith(known.prompt):  # the agent begins, or begins anew
+            sessions.append([])
+            known = _Going("", sessions[-1])
+        known.turns.append(Turn(row["input"][len(known.prompt) :], row["output"] or None))
+        going[row["session_id"]] = _Going(row["input"], known.turns)
+    return Conversations(found.source, tuple(map(tuple, sessions)))
 
 
 def _sample(title: str, why: str) -> Conversations:

@@ -12,8 +12,8 @@ class Asked(NamedTuple):
     """One turn as it is run."""
 
     said: str
-    answer: str
-    """Recorded. Where outputs are fixed, only its length counts."""
+    answer: str | None
+    """Recorded. Where outputs are fixed only its length counts, and without one `max_tokens`."""
     max_tokens: int
     think_s: float
     """Seconds before it is said."""

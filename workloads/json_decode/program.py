@@ -9,10 +9,18 @@ import lang
 from workloads.json_decode.patterns import FIELDS
 
 
+def page_prompt(page: str) -> str:
+    return f"Here is an encyclopedia's page about a city.\n{page}\nThe city as JSON:\n"
+
+
+def schema_prompt(json_schema: str) -> str:
+    return f"Write a JSON value that this JSON schema accepts.\nSchema: {json_schema}\nJSON: "
+
+
 @lang.function
 def fields(s: lang.ProgramState, page: str) -> None:
     """The launch version: a call for each field, with its own regex."""
-    s += f"Here is an encyclopedia's page about a city.\n{page}\nThe city as JSON:\n{{\n"
+    s += page_prompt(page) + "{\n"
     for field in FIELDS:
         s += f'  "{field.name}": '
         s += lang.gen(field.name, max_tokens=field.max_tokens, temperature=0, regex=field.pattern)
@@ -30,12 +38,15 @@ def record(s: lang.ProgramState, prompt: str, pattern: str, max_tokens: int) -> 
 @lang.function
 def schema(s: lang.ProgramState, json_schema: str, max_tokens: int, instance: str) -> None:
     """instance: the recorded output."""
-    s += f"Write a JSON value that this JSON schema accepts.\nSchema: {json_schema}\nJSON: "
+    s += schema_prompt(json_schema)
     s += lang.gen("value", max_tokens=max_tokens, temperature=0, json_schema=json_schema, recorded=instance)
 
 
 @lang.function
-def function_call(s: lang.ProgramState, question: str, tools: Sequence[Any], max_tokens: int) -> Any:
+def function_call(s: lang.ProgramState, question: str, system: str, tools: Sequence[Any], max_tokens: int) -> Any:
+    """The tools are described in the system message, as the model's format has it."""
+    if system:
+        s += lang.system(system)
     s += lang.user(question)
     call = lang.gen("call", max_tokens=max_tokens, temperature=0, tools=tools, tool_choice="required")
     s += lang.assistant(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lang
 
@@ -16,6 +16,23 @@ DIMENSIONS = {
 }
 
 
+MARK_TOKENS = 2
+
+
+def article_prompt(article: str) -> str:
+    return f"Read this article. It will be judged afterwards.\n\n{article}\n\n"
+
+
+def dimension_prompt(dimension: str) -> str:
+    return f"Judge its {dimension}. {DIMENSIONS[dimension]} End with the word END.\nJudgment:"
+
+
+def merge_prompt(dimensions: Sequence[str], judgments: Sequence[str]) -> str:
+    """What stands behind the article when all judgments are there."""
+    told = "".join(f"{name}: {judgment.strip()}\n" for name, judgment in zip(dimensions, judgments, strict=True))
+    return f"It was judged like this:\n{told}From all of this, a mark between 1 (poor) and 10 (excellent):"
+
+
 @lang.function
 def judge(
     s: lang.ProgramState,
@@ -24,17 +41,15 @@ def judge(
     max_tokens: int,
     judgments: Sequence[str],
     mark: str,
+    cut: Callable[[str], str],
 ) -> str:
-    """judgments, mark: the recorded outputs."""
-    s += f"Read this article. It will be judged afterwards.\n\n{article}\n\n"
+    """judgments, mark: the recorded outputs. cut: as much of a judgment as the last prompt has room for."""
+    s += article_prompt(article)
     branches = s.fork(len(dimensions))
     for i, (branch, dimension) in enumerate(zip(branches, dimensions)):
-        branch += f"Judge its {dimension}. {DIMENSIONS[dimension]} End with the word END.\nJudgment:"
+        branch += dimension_prompt(dimension)
         branch += lang.gen("judgment", max_tokens=max_tokens, stop="END", temperature=0, recorded=judgments[i])
     branches.join()
-    s += "It was judged like this:\n"
-    for dimension, judgment in zip(dimensions, s["judgment"]):
-        s += f"{dimension}: {judgment.strip()}\n"
-    s += "From all of this, a mark between 1 (poor) and 10 (excellent):"
-    s += lang.gen("mark", max_tokens=2, temperature=0, recorded=mark)
+    s += merge_prompt(dimensions, [cut(judgment) for judgment in s["judgment"]])
+    s += lang.gen("mark", max_tokens=MARK_TOKENS, temperature=0, recorded=mark)
     return str(s["mark"]).strip()

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from workloads.base import DataSource, Job, Outputs, Workload
-from workloads.data import jsonl_rows
-from workloads.lengths import drawn_length
-from workloads.skeleton.program import skeleton
+from workloads.data import DataError, jsonl_rows
+from workloads.lengths import drawn_length, reread
+from workloads.room import output_tokens
+from workloads.skeleton.program import detail_prompt, skeleton, tips_prompt
 from workloads.sources import Files, find_files, need_at_least, sample_source
 
 TOPICS = "tip_suggestion_topics.jsonl"
@@ -28,8 +29,11 @@ def load_topics(data_dir: str | None) -> tuple[DataSource, tuple[str, ...]]:
     found = find_files("sglang_bench_misc", data_dir, (TOPICS,), also={TOPICS: ("topic.jsonl",)})
     if not isinstance(found, Files):
         return sample_source("the topics of tip_suggestion", SAMPLE, found.why), SAMPLE
-    rows = jsonl_rows(str(found.paths[TOPICS]), found.contents[TOPICS], {"topic": str})
-    return found.source, tuple(row["topic"] for _, row in rows)
+    name = str(found.paths[TOPICS])
+    topics = tuple(row["topic"] for _, row in jsonl_rows(name, found.contents[TOPICS], {"topic": str}))
+    if not topics:
+        raise DataError(f"{name}: no topics in it; get the file again")
+    return found.source, topics
 
 
 class Skeleton(Workload):
@@ -45,17 +49,19 @@ class Skeleton(Workload):
         n_tips: int = 5,
         tip_tokens: int = 24,
         detail_tokens: int = 128,
+        max_context_tokens: int | None = None,
         seed: int = 0,
         outputs: str = "auto",
     ) -> None:
         """Raises ValueError for a value that isn't allowed."""
         need_at_least(n_topics=(n_topics, 1), n_tips=(n_tips, 1), tip_tokens=(tip_tokens, 1))
-        need_at_least(detail_tokens=(detail_tokens, 1))
+        need_at_least(detail_tokens=(detail_tokens, 1), max_context_tokens=(max_context_tokens, 1))
         self.data_dir = data_dir
         self.n_topics = n_topics
         self.n_tips = n_tips
         self.tip_tokens = tip_tokens
         self.detail_tokens = detail_tokens
+        self.max_context_tokens = max_context_tokens
         self.seed = seed
         self.asked_outputs = outputs
         self._jobs: list[Job] = []
@@ -73,17 +79,29 @@ class Skeleton(Workload):
 
     def _job(self, name: str, topic: str, namespace: str = "") -> Job:
         rng = random.Random(f"{self.seed}/{name}")
-        tips = [drawn_text(rng, self.tip_tokens / 2, self.tip_tokens) for _ in range(self.n_tips)]
-        details = [drawn_text(rng, self.detail_tokens / 2, self.detail_tokens) for _ in range(self.n_tips)]
+        tip_tokens, detail_tokens = self._limits(topic)
+        room = None if self.max_context_tokens is None else tip_tokens
+        tips = [drawn_text(rng, tip_tokens / 2, tip_tokens) for _ in range(self.n_tips)]
+        details = [drawn_text(rng, detail_tokens / 2, detail_tokens) for _ in range(self.n_tips)]
         args: dict[str, Any] = {
             "topic": topic,
             "n_tips": self.n_tips,
-            "tip_tokens": self.tip_tokens,
-            "detail_tokens": self.detail_tokens,
+            "tip_tokens": tip_tokens,
+            "detail_tokens": detail_tokens,
             "tips": tips,
             "details": details,
+            "cut": lambda said: reread(said, room, self.count_tokens),
         }
         return Job(program=skeleton, args=args, name=name, namespace=namespace, outputs=self.outputs)
+
+    def _limits(self, topic: str) -> tuple[int, int]:
+        """Most tokens of a tip and of a detail, so that the prompts of both and their outputs fit. A tip that is read
+        again between other words may take a token more at each end."""
+        limit, frame = self.max_context_tokens, "Tip 10:.\n" * self.n_tips
+        written = self.count_tokens(tips_prompt(topic, self.n_tips) + frame) + 2 * self.n_tips
+        tip_tokens = output_tokens(self.tip_tokens, limit, written, self.n_tips)
+        told = self.count_tokens(detail_prompt(topic, "")) + 2 + tip_tokens
+        return tip_tokens, output_tokens(self.detail_tokens, limit, told)
 
 
 def drawn_text(rng: random.Random, mean: float, most: int) -> str:
