@@ -42,9 +42,9 @@ def _report(rng: random.Random, harbour: str, years: int) -> Row:
 
 
 def sample_documents() -> list[Row]:
-    """Six of about 30,000 characters."""
+    """Six of about 60,000 characters."""
     rng = random.Random("long documents sample")
-    return [_report(rng, harbour, 16) for harbour in HARBOURS]
+    return [_report(rng, harbour, 36) for harbour in HARBOURS]
 
 
 def warmup_document() -> Row:
