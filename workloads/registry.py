@@ -19,6 +19,7 @@ WORKLOADS: Mapping[str, str] = {
     "dspy_rag": "workloads.dspy_rag:DSPyRAG",
     "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
+    "line_retrieval": "workloads.line_retrieval:LineRetrieval",
     "long_doc_qa": "workloads.long_doc_qa:LongDocQA",
     "mmlu": "workloads.mmlu:MMLU",
     "multi_chain": "workloads.multi_chain:MultiChain",

@@ -12,6 +12,10 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     ],
     "gsm8k": [{"n_shots": 2, "n_questions": 4, "max_tokens": 12}],
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
+    "line_retrieval": [
+        {"n_lines": 12, "n_questions": 3},
+        {"n_lines": 12, "n_questions": 3, "encoding": "plain"},
+    ],
     "long_doc_qa": [
         {"n_documents": 1, "n_segments": 3, "segment_tokens": 100, "n_questions": 3},
         {"n_documents": 2, "n_segments": 3, "segment_tokens": 120, "n_questions": 2, "encoding": "plain"},
