@@ -17,6 +17,7 @@ from workloads.base import Workload
 
 WORKLOADS: Mapping[str, str] = {
     "dspy_rag": "workloads.dspy_rag:DSPyRAG",
+    "generative_agents": "workloads.generative_agents:GenerativeAgents",
     "gsm8k": "workloads.gsm8k:GSM8K",
     "hellaswag": "workloads.hellaswag:HellaSwag",
     "line_retrieval": "workloads.line_retrieval:LineRetrieval",

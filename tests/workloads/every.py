@@ -10,6 +10,10 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"n_questions": 2, "n_demos": 2, "n_full_demos": 1, "retriever": "embeddings", "retrieval_seconds": 0.01},
         {"n_questions": 4, "kind": "recorded", "order": "by_template"},
     ],
+    "generative_agents": [
+        {"n_calls": 14, "n_agents": 2},
+        {"n_calls": 8, "n_agents": 2, "paper_compat": True},
+    ],
     "gsm8k": [{"n_shots": 2, "n_questions": 4, "max_tokens": 12}],
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
     "line_retrieval": [
