@@ -11,8 +11,8 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"n_questions": 4, "kind": "recorded", "order": "by_template"},
     ],
     "generative_agents": [
-        {"n_calls": 14, "n_agents": 2},
-        {"n_calls": 8, "n_agents": 2, "paper_compat": True},
+        {"n_events": 14, "n_agents": 2},
+        {"n_events": 8, "n_agents": 2, "paper_compat": True},
     ],
     "gsm8k": [{"n_shots": 2, "n_questions": 4, "max_tokens": 12}],
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
@@ -22,7 +22,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     ],
     "long_doc_qa": [
         {"n_documents": 1, "n_segments": 3, "segment_tokens": 100, "n_questions": 3},
-        {"n_documents": 2, "n_segments": 3, "segment_tokens": 120, "n_questions": 2, "encoding": "plain"},
+        {"n_documents": 2, "n_segments": 2, "segment_tokens": 60, "n_questions": 2, "encoding": "plain"},
     ],
     "mmlu": [{"subjects": 1, "limit": 4}],
     "multi_chain": [{"n_questions": 2, "n_chains": 3, "max_tokens": 12}],

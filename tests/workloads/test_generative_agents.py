@@ -66,7 +66,7 @@ def test_the_published_form_gives_a_job_an_agent(tmp_path, packed):
     assert [ann.name, bo.name] == ["generative_agents/Ann Lee", "generative_agents/Bo Ray"]
     assert [call.function for call in ann.args["calls"]] == [TRIPLE, "generate_pronunciatio", TRIPLE]
     assert [call.arguments["action"] for call in bo.args["calls"]] == ["mending a net", "asleep"]
-    assert len(loaded(data_dir=str(tmp_path), n_calls=3).jobs()[0].args["calls"]) == 2
+    assert len(loaded(data_dir=str(tmp_path), n_events=3).jobs()[0].args["calls"]) == 2
 
 
 def test_a_line_may_say_whose_call_it_is_and_what_came_out(tmp_path):
@@ -114,7 +114,7 @@ def test_prompts_and_output_lengths():
 
 
 def test_calls_of_an_agent_wait_for_one_another_and_agents_run_side_by_side():
-    workload = loaded(n_calls=28, n_agents=2)
+    workload = loaded(n_events=28, n_agents=2)
     prompts = [[prompt_of(call.function, call.arguments) for call in job.args["calls"]] for job in workload.jobs()]
     backend = MockBackend(steps_per_call=3)
     runs = play(workload, backend)
@@ -130,15 +130,15 @@ def test_calls_of_an_agent_wait_for_one_another_and_agents_run_side_by_side():
 
 
 def test_as_in_the_paper_all_calls_run_one_after_another():
-    calls = [call for job in loaded(n_calls=20, n_agents=2).jobs() for call in job.args["calls"]]
-    (job,) = loaded(n_calls=20, n_agents=2, paper_compat=True).jobs()
+    calls = [call for job in loaded(n_events=20, n_agents=2).jobs() for call in job.args["calls"]]
+    (job,) = loaded(n_events=20, n_agents=2, paper_compat=True).jobs()
     assert sorted(map(str, job.args["calls"])) == sorted(map(str, calls))
     agents = [call.agent for call in job.args["calls"]]
     assert sum(a != b for a, b in itertools.pairwise(agents)) > 1, "agents take turns, as in the town"
 
 
 def test_agents_of_the_sample_remember_what_they_have_seen():
-    job = loaded(n_calls=60, n_agents=3).jobs()[0]
+    job = loaded(n_events=60, n_agents=3).jobs()[0]
     seen = [call.arguments for call in job.args["calls"] if call.function == "poignancy_event"]
     assert all(
         later["persona_iss"].startswith(earlier["persona_iss"]) for earlier, later in itertools.pairwise(seen[1:])
@@ -147,8 +147,19 @@ def test_agents_of_the_sample_remember_what_they_have_seen():
     assert {call.function for call in job.args["calls"]} == set(FUNCTIONS)
 
 
+def test_a_window_of_memories_moves():
+    calls = loaded(n_events=60, n_agents=1, n_memories=2).jobs()[0].args["calls"]
+    seen = [call.arguments for call in calls if call.function == "poignancy_event"]
+    for i, arguments in enumerate(seen):
+        remembered = arguments["persona_iss"].partition("remembers:")[2].strip()
+        events = [earlier["event"] for earlier in seen[max(0, i - 2) : i]]
+        assert [line.split("o'clock: ")[1] for line in remembered.splitlines()] == [f"{event}." for event in events]
+    (without, *_) = loaded(n_events=60, n_agents=1, n_memories=0).jobs()
+    assert not any("remembers" in str(call.arguments) for call in without.args["calls"])
+
+
 def test_an_agent_of_the_sample_enters_the_place_that_it_has_chosen():
-    calls = loaded(n_calls=40, n_agents=1).jobs()[0].args["calls"]
+    calls = loaded(n_events=40, n_agents=1).jobs()[0].args["calls"]
     pairs = [(a, b) for a, b in itertools.pairwise(calls) if a.function == "action_location_sector"]
     assert len(pairs) > 3
     for sector, room in pairs:
@@ -157,7 +168,7 @@ def test_an_agent_of_the_sample_enters_the_place_that_it_has_chosen():
 
 
 def test_on_the_engine_recorded_outputs_come_out_and_prompts_are_found():
-    workload = loaded(n_calls=24, n_agents=2)
+    workload = loaded(n_events=24, n_agents=2)
     engine = make_engine(EngineConfig(model="tiny", device="cpu", pool_tokens=16384))
     done = []
     engine.on_finish.append(done.append)
@@ -224,7 +235,7 @@ def test_missing_and_empty_traces_are_refused(tmp_path):
         loaded(data_dir=write(tmp_path, [emoji()]))
 
 
-@pytest.mark.parametrize("settings", [{"n_calls": 0}, {"n_agents": 1000}, {"temperature": -1}, {"seed": "x"}])
+@pytest.mark.parametrize("settings", [{"n_events": 0}, {"n_agents": 1000}, {"temperature": -1}, {"seed": "x"}])
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))}=.* is not allowed"):
         load_workload("generative_agents", settings)

@@ -39,17 +39,17 @@ def play(workload, backend):
 
 
 def test_every_line_has_a_name_and_a_number_of_its_own():
-    lines = made_lines(5000, 0)
+    lines = made_lines(5000, "0/0")
     assert len({line.name for line in lines}) == len({line.number for line in lines}) == 5000
-    assert lines == made_lines(5000, 0)
-    assert lines != made_lines(5000, 1)
+    assert lines == made_lines(5000, "0/0")
+    assert lines != made_lines(5000, "0/1")
     assert (
         made_lines(3, 0)[0].text == f"Register {lines[0].name} holds {lines[0].number}.\n" or len(lines[0].number) == 5
     )
 
 
 def test_segments_are_of_equal_length_but_for_a_line():
-    lines = made_lines(10, 0)
+    lines = made_lines(10, "0/0")
     parts = cut_in(lines, 4)
     assert [len(part) for part in parts] == [3, 3, 2, 2]
     assert [line for part in parts for line in part] == lines
@@ -61,7 +61,7 @@ def test_the_prompt_is_instruction_lines_and_question_in_both_encodings(encoding
     backend = MockBackend()
     runs = play(workload, backend)
     assert len(backend.log) == 3, "a question is one call: segments are read, nothing is generated in them"
-    lines = made_lines(10, 0)
+    lines = made_lines(10, "0/0")
     for run, job in zip(runs, workload.jobs()):
         (line,) = (line for line in lines if line.name == job.args["name"])
         assert run.state.text() == (
@@ -73,15 +73,22 @@ def test_the_prompt_is_instruction_lines_and_question_in_both_encodings(encoding
     assert backend.log[0].request.has_joined_branches == (encoding == "concatenated")
 
 
+def test_registers_have_lines_and_questions_of_their_own():
+    workload = loaded(n_registers=2)
+    assert [job.name for job in workload.jobs()] == [f"line_retrieval/{i}/{j}" for i in range(2) for j in range(3)]
+    assert len({job.args["parts"][0] for job in workload.jobs()}) == 2
+    assert workload.data.note.startswith("20 lines made by rule for seed=0")
+
+
 def test_no_line_is_asked_about_twice():
     asked = [job.args["name"] for job in loaded(n_questions=10).jobs()]
     assert len(set(asked)) == 10
-    assert asked != [line.name for line in made_lines(10, 0)], "in an order of their own"
+    assert asked != [line.name for line in made_lines(10, "0/0")], "in an order of their own"
 
 
 def test_the_score_is_the_share_of_right_numbers():
     workload = loaded("free")
-    numbers = {line.name: line.number for line in made_lines(10, 0)}
+    numbers = {line.name: line.number for line in made_lines(10, "0/0")}
 
     def score(change):
         def reply(prompt):
@@ -131,7 +138,7 @@ def test_the_default_fits_the_tiny_models_context():
         text = "".join(job.args["parts"]) + job.args["name"]
         assert len(engine.tokenizer.encode(text)) + 200 < engine.executor.max_context
     assert len(workload.jobs()) == 50
-    assert workload.data.sha256.startswith("c43ffe4fe9a5a0fe"), "the same on every machine; a change must be meant"
+    assert workload.data.sha256.startswith("997893f2a8eb653e"), "the same on every machine; a change must be meant"
 
 
 def test_warming_up_warms_nothing_that_is_measured():

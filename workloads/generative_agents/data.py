@@ -28,21 +28,21 @@ class Trace(NamedTuple):
     """In their order; those of different agents take turns."""
 
 
-def load_trace(data_dir: str | None, n_agents: int, n_calls: int | None, seed: int) -> Trace:
+def load_trace(data_dir: str | None, n_agents: int, n_events: int | None, seed: int, n_memories: int | None) -> Trace:
     """A line of the trace is {function: {argument: text, ...}}; `agent` and `recorded` may stand beside the function.
 
     Whose call it is, if the line doesn't say, is its `persona_name`, or else the call's before it. Of a sample
-    `n_agents` and `seed` are asked for. Raises DataError.
+    `n_agents`, `seed` and `n_memories` are asked for. Raises DataError.
     """
     found = find_files("generative_agents", data_dir, (TRACE,))
     if not isinstance(found, Files):
-        made = sample_calls(n_agents, n_calls, seed)
+        made = sample_calls(n_agents, n_events, seed, n_memories)
         source = sample_source("the trace of Generative Agents", made, found.why)
         return Trace(source, tuple(AgentCall(*call, likely_output(call[1], call[2])) for call in made))
     name = str(found.paths[TRACE])
     calls: list[AgentCall] = []
     for place, row in jsonl_rows(name, found.contents[TRACE], {}):
-        if len(calls) == n_calls:
+        if len(calls) == n_events:
             break
         calls.append(_call(place, row, calls))
     if not calls:

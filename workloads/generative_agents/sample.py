@@ -75,11 +75,13 @@ class Person(NamedTuple):
     plan: str
 
 
-def sample_calls(n_agents: int, n_calls: int | None, seed: int, steps: int = 12) -> list[Call]:
+def sample_calls(
+    n_agents: int, n_events: int | None, seed: int, n_memories: int | None = None, steps: int = 12
+) -> list[Call]:
     """Time steps in which one agent after another perceives one event to three, goes to a place, and acts.
 
-    What was perceived is remembered, so descriptions grow. n_agents: at most MOST_AGENTS. n_calls: the first so many;
-    None: `steps` time steps.
+    What was perceived is remembered: descriptions hold the last `n_memories`; None: all, so that they only grow.
+    n_agents: at most MOST_AGENTS. n_events: the first so many calls; None: `steps` time steps.
     """
     rng = random.Random(f"town/{seed}")
     people = _people(rng, n_agents)
@@ -88,11 +90,11 @@ def sample_calls(n_agents: int, n_calls: int | None, seed: int, steps: int = 12)
     memories: dict[str, list[str]] = {person.name: [] for person in people}
     calls: list[Call] = []
     step = 0
-    while step < steps if n_calls is None else len(calls) < n_calls:
+    while step < steps if n_events is None else len(calls) < n_events:
         for person in people:
-            calls += _step(rng, person, people, at, doing, memories, 7 + step)
+            calls += _step(rng, person, people, at, doing, memories, 7 + step, n_memories)
         step += 1
-    return calls[:n_calls]
+    return calls[:n_events]
 
 
 MOST_AGENTS = len(FIRST) * len(LAST)
@@ -124,13 +126,15 @@ def _step(
     doing: dict[str, str],
     memories: dict[str, list[str]],
     hour: int,
+    n_memories: int | None,
 ) -> list[Call]:
     """Calls of one agent in one step. Changes where everybody is, and what they do and remember."""
     name, calls = person.name, []
     for _ in range(rng.randint(1, 3)):
         other = rng.choice([one.name for one in people if one is not person] or ["a stranger"])
         event = rng.choice(SEEN).format(other=other, action=doing.get(other, "passing by"))
-        remembered = "".join(f"\n- {memory}" for memory in memories[name])
+        kept = memories[name] if n_memories is None else memories[name][max(0, len(memories[name]) - n_memories) :]
+        remembered = "".join(f"\n- {memory}" for memory in kept)
         described = person.about + (f"\nWhat {name} remembers:{remembered}" if remembered else "")
         calls.append((name, "poignancy_event", {"persona_name": name, "persona_iss": described, "event": event}))
         memories[name].append(f"Around {hour} o'clock: {event}.")

@@ -25,8 +25,9 @@ class GenerativeAgents(Workload):
         self,
         *,
         data_dir: str | None = None,
-        n_calls: int | None = 1000,
+        n_events: int | None = 1000,
         n_agents: int = 25,
+        n_memories: int | None = None,
         temperature: float = 0.0,
         max_context_tokens: int | None = None,
         seed: int = 0,
@@ -34,16 +35,16 @@ class GenerativeAgents(Workload):
         paper_compat: bool = False,
     ) -> None:
         """Raises ValueError for a value that isn't allowed."""
-        need_at_least(
-            n_calls=(n_calls, 1), n_agents=(n_agents, 1), max_context_tokens=(max_context_tokens, 2), seed=(seed, 0)
-        )
+        need_at_least(n_events=(n_events, 1), n_agents=(n_agents, 1), n_memories=(n_memories, 0), seed=(seed, 0))
+        need_at_least(max_context_tokens=(max_context_tokens, 2))
         if n_agents > MOST_AGENTS:
             raise ValueError(f"n_agents={n_agents} is not allowed: the sample has names for {MOST_AGENTS}")
         if not isinstance(temperature, int | float) or not 0 <= temperature <= 10:
             raise ValueError(f"temperature={temperature!r} is not allowed: from 0 to 10")
         self.data_dir = data_dir
-        self.n_calls = n_calls
+        self.n_events = n_events
         self.n_agents = n_agents
+        self.n_memories = n_memories
         self.temperature = temperature
         self.max_context_tokens = max_context_tokens
         self.seed = seed
@@ -52,7 +53,7 @@ class GenerativeAgents(Workload):
         self._jobs: list[Job] = []
 
     def load(self) -> None:
-        self.data, calls = load_trace(self.data_dir, self.n_agents, self.n_calls, self.seed)
+        self.data, calls = load_trace(self.data_dir, self.n_agents, self.n_events, self.seed, self.n_memories)
         calls = self._fitting(calls)
         if self.paper_compat:
             self._jobs = [self._job("generative_agents/all", calls)]

@@ -37,7 +37,7 @@ class Line(NamedTuple):
         return f"Register {self.name} holds {self.number}.\n"
 
 
-def made_lines(n: int, seed: int) -> list[Line]:
+def made_lines(n: int, seed: str) -> list[Line]:
     """Names are all different; numbers too, as long as there are enough. n: at most MOST_LINES."""
     rng = random.Random(f"lines/{seed}")
     names = rng.sample(range(MOST_LINES), n)

@@ -17,13 +17,14 @@ from workloads.sources import need_at_least, need_one_of
 
 
 class LineRetrieval(Workload):
-    """`n_lines` lines in `n_segments` segments, and `n_questions` lines to be found, a job each."""
+    """Registers of `n_lines` lines in `n_segments` segments, of each `n_questions` lines to be found, a job each."""
 
     served_outputs: Sequence[Outputs] = ("recorded", "fixed", "free")
 
     def __init__(
         self,
         *,
+        n_registers: int = 1,
         n_lines: int = 600,
         n_segments: int = 4,
         n_questions: int = 50,
@@ -36,6 +37,7 @@ class LineRetrieval(Workload):
         """Raises ValueError for a value that isn't allowed."""
         need_one_of("encoding", encoding, ENCODINGS)
         need_at_least(
+            n_registers=(n_registers, 1),
             n_segments=(n_segments, 1),
             n_lines=(n_lines, n_segments),
             n_questions=(n_questions, 1),
@@ -45,6 +47,7 @@ class LineRetrieval(Workload):
         )
         if n_lines > MOST_LINES:
             raise ValueError(f"n_lines={n_lines} is not allowed: there are names for {MOST_LINES} lines")
+        self.n_registers = n_registers
         self.n_lines = n_lines
         self.n_segments = n_segments
         self.n_questions = n_questions
@@ -57,24 +60,28 @@ class LineRetrieval(Workload):
         self._numbers: dict[str, str] = {}
 
     def load(self) -> None:
-        lines = self._fitting(made_lines(self.n_lines, self.seed))
-        note = f"{len(lines)} lines made by rule for seed={self.seed}, as those of the original are"
-        if len(lines) < self.n_lines:
-            note += f"; {self.n_lines - len(lines)} left out for max_context_tokens={self.max_context_tokens}"
-        self.data = DataSource("sample", "", digest({"lines": json.dumps(lines).encode()}), note)
-        if len(lines) < self.n_questions:
-            raise DataError(f"n_questions={self.n_questions}, but only {len(lines)} lines to ask about; give fewer")
-        parts = part_texts(lines, self.n_segments)
-        asked = random.Random(f"questions/{self.seed}").sample(lines, self.n_questions)
-        self._jobs = [self._job(f"line_retrieval/{i}", parts, line) for i, line in enumerate(asked)]
-        self._numbers = {job.name: line.number for job, line in zip(self._jobs, asked, strict=True)}
+        self._jobs, self._numbers = [], {}
+        registers = [self._fitting(made_lines(self.n_lines, f"{self.seed}/{i}")) for i in range(self.n_registers)]
+        n_lines = sum(map(len, registers))
+        note = f"{n_lines} lines made by rule for seed={self.seed}, as those of the original are"
+        if left_out := self.n_registers * self.n_lines - n_lines:
+            note += f"; {left_out} left out for max_context_tokens={self.max_context_tokens}"
+        self.data = DataSource("sample", "", digest({"lines": json.dumps(registers).encode()}), note)
+        for i, lines in enumerate(registers):
+            if len(lines) < self.n_questions:
+                raise DataError(f"n_questions={self.n_questions}, but only {len(lines)} lines to ask about; give fewer")
+            parts = part_texts(lines, self.n_segments)
+            for j, line in enumerate(random.Random(f"questions/{self.seed}/{i}").sample(lines, self.n_questions)):
+                job = self._job(f"line_retrieval/{i}/{j}", parts, line)
+                self._jobs.append(job)
+                self._numbers[job.name] = line.number
 
     def jobs(self) -> list[Job]:
         return list(self._jobs)
 
     def warmup(self) -> list[Job]:
-        """A few lines of another seed, behind another beginning of the first segment and in a namespace of its own."""
-        lines = made_lines(2 * self.n_segments, self.seed + 1)
+        """A few other lines, behind another beginning of the first segment and in a namespace of its own."""
+        lines = made_lines(2 * self.n_segments, "warm-up")
         first, *others = part_texts(lines, self.n_segments)
         return [self._job("warmup/0", [f"Warm-up.\n{first}", *others], lines[0], "warmup")]
 

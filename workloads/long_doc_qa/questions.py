@@ -11,7 +11,7 @@ from typing import NamedTuple
 CountTokens = Callable[[str], int]
 MOST_WORDS = 4
 """Of an answer."""
-_SHOWN = (6, 12)
+_SHOWN = (4, 12)
 """Words of a sentence that a question quotes."""
 
 
