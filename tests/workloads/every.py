@@ -16,6 +16,10 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"n_questions": 2, "n_demos": 2, "n_full_demos": 1, "retriever": "embeddings", "retrieval_seconds": 0.01},
         {"n_questions": 4, "kind": "recorded", "order": "by_template"},
     ],
+    "generative_agents": [
+        {"n_events": 14, "n_agents": 2},
+        {"n_events": 8, "n_agents": 2, "paper_compat": True},
+    ],
     "gsm8k": [{"n_shots": 2, "n_questions": 4, "max_tokens": 12}],
     "hellaswag": [{"n_shots": 3, "n_questions": 3}],
     "json_decode": [
@@ -26,14 +30,13 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"n_items": 2, "kind": "functions", "max_tokens": 40},
     ],
     "judge": [{"n_articles": 2, "n_dimensions": 3, "max_tokens": 12}],
-    "generative_agents": [{"n_agents": 2, "n_events": 4}],
     "line_retrieval": [
-        {"n_registers": 1, "n_lines": 12, "n_questions": 2},
-        {"n_registers": 1, "n_lines": 12, "n_questions": 2, "encoding": "plain"},
+        {"n_lines": 12, "n_questions": 3},
+        {"n_lines": 12, "n_questions": 3, "encoding": "plain"},
     ],
     "long_doc_qa": [
-        {"n_documents": 2, "n_segments": 2, "segment_tokens": 60, "n_questions": 2},
-        {"n_documents": 1, "n_segments": 2, "segment_tokens": 60, "n_questions": 2, "encoding": "plain"},
+        {"n_documents": 1, "n_segments": 3, "segment_tokens": 100, "n_questions": 3},
+        {"n_documents": 2, "n_segments": 2, "segment_tokens": 60, "n_questions": 2, "encoding": "plain"},
     ],
     "llava": [{"n_questions": 4, "max_tokens": 6}],
     "mmlu": [{"subjects": 1, "limit": 4}],

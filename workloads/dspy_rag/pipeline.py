@@ -86,7 +86,7 @@ class Compiled:
         self.program = program
         self.search = search
         self.k = k
-        self._adapter = chat_adapter()
+        self.adapter = chat_adapter()
 
     @property
     def _predictor(self) -> Any:
@@ -102,18 +102,18 @@ class Compiled:
     def messages(self, question: str, passages: Sequence[str]) -> list[Message]:
         """What DSPy's ChatAdapter sends."""
         inputs = {"context": list(passages), "question": question}
-        made = self._adapter.format(self._predictor.signature, self._predictor.demos, inputs)
+        made = self.adapter.format(self._predictor.signature, self._predictor.demos, inputs)
         return [Message(message["role"], message["content"]) for message in made]
 
     def completion(self, question: Question) -> str:
         """The right answer in the form that the adapter asks for."""
         outputs = {"reasoning": reasoning(question), "answer": question.answer}
-        return str(self._adapter.format_assistant_message_content(self._predictor.signature, outputs)).rstrip()
+        return str(self.adapter.format_assistant_message_content(self._predictor.signature, outputs)).rstrip()
 
     def right(self, completion: str, question: Question) -> bool:
         """Whether DSPy reads the right answer in it."""
         try:
-            said = self._adapter.parse(self._predictor.signature, completion)
+            said = self.adapter.parse(self._predictor.signature, completion)
         except dspy.AdapterParseError:
             return False
         return exact_match(example(question), dspy.Prediction(answer=said["answer"]))

@@ -1,23 +1,34 @@
-"""One agent's calls, one after another: what it does next depends on the last."""
+"""An agent's calls, one after another, each with a prompt of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import lang
-from workloads.generative_agents.town import LIMITS, AgentCall
+from workloads.generative_agents.data import AgentCall
+from workloads.generative_agents.functions import FUNCTIONS, prompt_of
 
 
 @lang.function
-def call_of(s: lang.ProgramState, prompt: str, function: str, answer: str) -> None:
+def one_call(
+    s: lang.ProgramState, prompt: str, max_tokens: int, stop: str | None, temperature: float, recorded: str
+) -> None:
     s += prompt
-    s += lang.gen(function, max_tokens=LIMITS[function], temperature=0, stop="\n", recorded=answer)
+    s += lang.gen("output", max_tokens=max_tokens, stop=stop, temperature=temperature, recorded=recorded)
 
 
 @lang.function
-def agent(s: lang.ProgramState, calls: Sequence[AgentCall]) -> list[str]:
+def calls_in_order(s: lang.ProgramState, calls: Sequence[AgentCall], temperature: float) -> list[str]:
+    """What came out of each. The next call waits for it: the agent (or the town) acts on it."""
     said = []
     for call in calls:
-        state = call_of.run(prompt=call.prompt, function=call.function, answer=call.answer)
-        said.append(str(state[call.function]))
+        function = FUNCTIONS[call.function]
+        state = one_call.run(
+            prompt=prompt_of(call.function, call.arguments),
+            max_tokens=function.max_tokens,
+            stop=function.stop,
+            temperature=temperature,
+            recorded=call.recorded,
+        )
+        said.append(str(state["output"]))
     return said

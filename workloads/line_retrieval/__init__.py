@@ -1,4 +1,4 @@
-"""Finding one line of a long register (LongEval's task), the register encoded in parts or as a whole."""
+"""Finding one line among many, whose parts are read in parallel (SGLang's line_retrieval)."""
 
 from workloads.line_retrieval.workload import LineRetrieval
 

@@ -1,26 +1,24 @@
-"""A register of lines, encoded in segments or as a whole, and a question for one of them."""
+"""One question about one line of the register."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import lang
+from workloads.encoding import add_parts
 
-HEAD = "Below is a register. Each line has a name and a number. Remember every line.\n"
+INSTRUCTION = "Here is a list of registers, a line each. Remember which number each of them holds.\n"
 
 
 @lang.function
-def line_retrieval(s: lang.ProgramState, parts: Sequence[str], name: str, number: str, concatenated: bool) -> str:
-    """number: the recorded answer."""
-    s += HEAD
-    if concatenated:
-        branches = s.fork(len(parts))
-        for branch, part in zip(branches, parts):
-            branch += part
-        branches.join("concate_and_append")
-    else:
-        for part in parts:
-            s += part
-    s += f"\nThe number in line {name} is <"
-    s += lang.gen("number", max_tokens=16, temperature=0, stop=">", recorded=number)
-    return str(s["number"]).strip()
+def find_line(
+    s: lang.ProgramState, parts: Sequence[str], name: str, encoding: str, max_tokens: int, recorded: str
+) -> None:
+    s += INSTRUCTION
+    add_parts(s, parts, encoding)
+    s += question_text(name)
+    s += lang.gen("answer", max_tokens=max_tokens, stop="\n", temperature=0, recorded=recorded)
+
+
+def question_text(name: str) -> str:
+    return f"The list ends here.\nQuestion: which number does the register {name} hold?\nAnswer: the number is"

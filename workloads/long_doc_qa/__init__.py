@@ -1,4 +1,4 @@
-"""Questions about long documents whose parts are encoded side by side and joined by their KV."""
+"""Questions about long documents, whose parts are read in parallel (SGLang's multi_document_qa)."""
 
 from workloads.long_doc_qa.workload import LongDocQA
 

@@ -1,4 +1,4 @@
-"""Long documents, from files or our sample, cut into segments."""
+"""Long documents: Wikipedia's pages of cities, chapters of a novel, WikiText's articles, or our sample."""
 
 from __future__ import annotations
 
@@ -7,53 +7,69 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from workloads.base import DataSource
-from workloads.data import jsonl_rows
-from workloads.json_decode.sample import sample_pages
+from workloads.data import DataError, as_text, jsonl_rows
+from workloads.long_doc_qa.sample import sample_documents
 from workloads.sources import Files, find_files, sample_source
-
-CITIES = "cities.jsonl"
-_SENTENCE = re.compile(r"[A-Z][^.!?\n]{30,200}\.")
 
 
 class Document(NamedTuple):
     title: str
     text: str
+    """Paragraphs, a line each."""
 
 
-class Question(NamedTuple):
-    """Asks how a sentence of the document goes on."""
-
-    text: str
-    answer: str
+class Documents(NamedTuple):
+    source: DataSource
+    documents: tuple[Document, ...]
 
 
-def load_documents(data_dir: str | None) -> tuple[DataSource, list[Document]]:
-    """Wikipedia's pages of cities, each of 50,000 to 100,000 characters. Raises DataError."""
-    found = find_files("wikipedia_cities", data_dir, (CITIES,))
+class Corpus(NamedTuple):
+    folder: str
+    file: str
+    read: Callable[[str, bytes], list[Document]]
+
+
+def load_documents(data_dir: str | None, corpus: str) -> Documents:
+    """corpus: one of CORPORA. Raises DataError."""
+    folder, file, read = CORPORA[corpus]
+    found = find_files(folder, data_dir, (file,))
     if not isinstance(found, Files):
-        pages = [Document(page.split(" ", 1)[0], page) for page in sample_pages()]
-        return sample_source("Wikipedia's pages of cities", pages, found.why), pages
-    rows = jsonl_rows(str(found.paths[CITIES]), found.contents[CITIES], {"text": str, "title": str})
-    return found.source, [Document(row["title"], row["text"]) for _, row in rows]
+        made = sample_documents()
+        source = sample_source(f"the corpus {corpus}", made, found.why)
+        return Documents(source, tuple(Document(*one) for one in made))
+    name = str(found.paths[file])
+    documents = tuple(one for one in read(name, found.contents[file]) if one.text)
+    if not documents:
+        raise DataError(f"{name}: no document in it; get the file again")
+    return Documents(found.source, documents)
 
 
-def segments(text: str, n: int, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
-    """The first `n` stretches of about so many tokens each, cut between words; fewer of a short text."""
-    words, found = text.split(" "), []
-    per_word = max(0.2, count_tokens(text[:4000]) / max(1, len(text[:4000].split(" "))))
-    size = max(1, round(tokens / per_word))
-    for at in range(0, min(len(words), n * size), size):
-        found.append(" ".join(words[at : at + size]))
-    return found
+def paragraphs(text: str) -> str:
+    """Lines that aren't empty, without the blanks around them."""
+    return "\n".join(filter(None, (line.strip() for line in text.splitlines())))
 
 
-def questions(parts: list[str], n: int) -> list[Question]:
-    """`n` questions at most, spread over the segments: each gives half a sentence and asks for the rest."""
-    sentences = [sentence for part in parts for sentence in _SENTENCE.findall(part)]
-    chosen = sentences[:: max(1, len(sentences) // n)][:n]
-    found = []
-    for sentence in chosen:
-        words = sentence.split(" ")
-        half = len(words) // 2
-        found.append(Question(" ".join(words[:half]), " " + " ".join(words[half:])))
-    return found
+def _pages(name: str, content: bytes) -> list[Document]:
+    rows = jsonl_rows(name, content, {"title": str, "text": str})
+    return [Document(row["title"], paragraphs(row["text"])) for _, row in rows]
+
+
+def _chapters(name: str, content: bytes) -> list[Document]:
+    """Of the novel, whose chapters have numbers in brackets as headings."""
+    _, *parts = re.split(r"^### \[ (\d+) \]$", as_text(name, content), flags=re.MULTILINE)
+    numbers, texts = parts[::2], parts[1::2]
+    told = [re.sub(r"^## .*$", "", text, flags=re.MULTILINE) for text in texts]
+    return [Document(f"Ulysses, chapter {number}", paragraphs(text)) for number, text in zip(numbers, told)]
+
+
+def _articles(name: str, content: bytes) -> list[Document]:
+    """Of WikiText: a title stands between single equals signs, headings of sections between more of them."""
+    _, *parts = re.split(r"^ = ([^=\n]+) = *$", as_text(name, content), flags=re.MULTILINE)
+    return [Document(title.strip(), paragraphs(text)) for title, text in zip(parts[::2], parts[1::2])]
+
+
+CORPORA = {
+    "wikipedia_cities": Corpus("wikipedia_cities", "cities.jsonl", _pages),
+    "ulysses": Corpus("text_corpora", "ulysses.md", _chapters),
+    "wikitext2": Corpus("text_corpora", "wikitext2_test.txt", _articles),
+}

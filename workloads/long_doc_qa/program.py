@@ -1,33 +1,39 @@
-"""A document's segments encoded apart, each behind the same beginning, then questions on top of all of them."""
+"""One question about a document in parts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import lang
-from workloads.long_doc_qa.data import Question
+from workloads.encoding import add_parts
 
-HEAD = "Below are parts of one document. Answer the questions behind them from the document alone.\n"
+INSTRUCTION = "Here are parts of a document. Read them all, then answer the question about them in a few words.\n"
 
 
 @lang.function
-def long_doc_qa(
-    s: lang.ProgramState, parts: Sequence[str], asked: Sequence[Question], max_tokens: int, concatenated: bool
-) -> list[str]:
-    """concatenated: parts don't see one another, so that their KV is computed side by side, and once for all documents
-    that hold them; else one behind the other, as usual."""
-    s += HEAD
-    if concatenated:
-        branches = s.fork(len(parts))
-        for i, (branch, part) in enumerate(zip(branches, parts)):
-            branch += f"\nPart {i + 1}:\n{part}\n"
-        branches.join("concate_and_append")
-    else:
-        for i, part in enumerate(parts):
-            s += f"\nPart {i + 1}:\n{part}\n"
-    answers = s.fork(len(asked))
-    for answer, question in zip(answers, asked):
-        answer += f"\nHow does this sentence of the document go on? {question.text}"
-        answer += lang.gen("answer", max_tokens=max_tokens, temperature=0, stop="\n", recorded=question.answer)
-    answers.join()
-    return [str(text) for text in s["answer"]]
+def ask_document(
+    s: lang.ProgramState,
+    beginning: str,
+    parts: Sequence[str],
+    question: str,
+    encoding: str,
+    max_tokens: int,
+    recorded: str,
+) -> None:
+    """beginning: `beginning_text`; parts: `part_texts`."""
+    s += beginning
+    add_parts(s, parts, encoding)
+    s += question_text(question)
+    s += lang.gen("answer", max_tokens=max_tokens, stop="\n", temperature=0, recorded=recorded)
+
+
+def beginning_text(title: str) -> str:
+    return f"{INSTRUCTION}Title: {title}\n\n"
+
+
+def part_texts(segments: Sequence[str]) -> list[str]:
+    return [f"Part {i + 1}:\n{segment}\n\n" for i, segment in enumerate(segments)]
+
+
+def question_text(question: str) -> str:
+    return f"Question: {question}\nAnswer:"

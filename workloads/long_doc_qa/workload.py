@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from lang.runner import ProgramRun
 from workloads.base import Job, Outputs, Score, Workload
 from workloads.data import DataError
-from workloads.long_doc_qa.data import Document, Question, load_documents, questions, segments
-from workloads.long_doc_qa.program import long_doc_qa
+from workloads.encoding import ENCODINGS
+from workloads.long_doc_qa.data import CORPORA, Document, load_documents
+from workloads.long_doc_qa.program import ask_document, beginning_text, part_texts, question_text
+from workloads.long_doc_qa.questions import Asked, normalised, questions, segments
+from workloads.long_doc_qa.sample import warmup_document
 from workloads.sources import need_at_least, need_one_of
-
-ENCODINGS = ("concatenated", "plain")
 
 
 class LongDocQA(Workload):
-    """`n_segments` segments of about `segment_tokens` tokens a document, `n_questions` questions on top of them.
+    """The first `n_segments` segments of each document, and `n_questions` questions about them, a job each.
 
-    Recorded answers are how the sentences go on.
+    Documents that have fewer segments aren't used.
     """
 
     served_outputs: Sequence[Outputs] = ("recorded", "fixed", "free")
@@ -26,65 +28,125 @@ class LongDocQA(Workload):
         self,
         *,
         data_dir: str | None = None,
-        n_documents: int | None = 3,
+        corpus: str = "wikipedia_cities",
+        n_documents: int | None = 2,
         n_segments: int = 10,
         segment_tokens: int = 1100,
         n_questions: int = 10,
-        max_tokens: int = 16,
         encoding: str = "concatenated",
+        max_tokens: int = 16,
+        max_context_tokens: int | None = None,
+        seed: int = 0,
         outputs: str = "auto",
     ) -> None:
         """Raises ValueError for a value that isn't allowed."""
+        need_one_of("corpus", corpus, tuple(CORPORA))
         need_one_of("encoding", encoding, ENCODINGS)
-        need_at_least(n_documents=(n_documents, 1), n_segments=(n_segments, 1), segment_tokens=(segment_tokens, 8))
-        need_at_least(n_questions=(n_questions, 1), max_tokens=(max_tokens, 1))
+        need_at_least(
+            n_documents=(n_documents, 1),
+            n_segments=(n_segments, 1),
+            segment_tokens=(segment_tokens, 16),
+            n_questions=(n_questions, 1),
+            max_tokens=(max_tokens, 4),
+            max_context_tokens=(max_context_tokens, 32),
+            seed=(seed, 0),
+        )
         self.data_dir = data_dir
+        self.corpus = corpus
         self.n_documents = n_documents
         self.n_segments = n_segments
         self.segment_tokens = segment_tokens
         self.n_questions = n_questions
-        self.max_tokens = max_tokens
         self.encoding = encoding
+        self.max_tokens = max_tokens
+        self.max_context_tokens = max_context_tokens
+        self.seed = seed
         self.asked_outputs = outputs
         self._jobs: list[Job] = []
-        self._asked: dict[str, list[Question]] = {}
+        self._answers: dict[str, str] = {}
 
     def load(self) -> None:
-        self.data, documents = load_documents(self.data_dir)
-        self._asked = {}
-        self._jobs = [
-            self._job(f"long_doc_qa/{i}", document) for i, document in enumerate(documents[: self.n_documents])
-        ]
+        self._jobs, self._answers = [], {}
+        self.data, documents = load_documents(self.data_dir, self.corpus)
+        cut = 0
+        used = 0
+        for document in documents:
+            if used == self.n_documents:
+                break
+            found = segments(document.text, self.segment_tokens, self.n_segments, self.count_tokens)
+            if len(found) < self.n_segments:
+                continue
+            fitting = self._fitting(document, found)
+            cut += len(found) - len(fitting)
+            self._add(used, document, fitting)
+            used += 1
+        if used < (self.n_documents or 1):
+            raise DataError(
+                f"only {used} of {len(documents)} documents have n_segments={self.n_segments} segments of "
+                f"{self.segment_tokens} tokens; give fewer n_documents, n_segments or segment_tokens"
+            )
+        if cut:
+            told = f"{cut} segments left out for max_context_tokens={self.max_context_tokens}"
+            self.data = self.data._replace(note="; ".join(filter(None, (self.data.note, told))))
 
     def jobs(self) -> list[Job]:
         return list(self._jobs)
 
     def warmup(self) -> list[Job]:
         """A short document of our own, in a namespace of its own."""
-        text = "Warm-ups are short and say little. " * 12
-        return [self._job("warmup/0", Document("warm-up", text), "warmup")]
+        title, text = warmup_document()
+        args = self._args(f"Warm-up. {title}", [text[:200], text[200:400]], Asked("Which harbour is it?", "Warm Bay"))
+        return [Job(program=ask_document, args=args, name="warmup/0", namespace="warmup", outputs=self.outputs)]
 
     def score(self, finished: Sequence[ProgramRun]) -> Score | None:
-        """Share of the questions whose answer begins as the sentence goes on, three words; failed ones are wrong."""
-        asked = [(run, question, i) for run in finished for i, question in enumerate(self._asked[run.name])]
-        if not asked:
+        """Share of the answers that begin with the right words, case and punctuation aside; a failed one is wrong."""
+        if not finished:
             return None
         right = sum(
-            run.status == "done" and run.state.ret_value[i].split()[:3] == question.answer.split()[:3]
-            for run, question, i in asked
+            run.status == "done"
+            and f"{normalised(run.state['answer'])} ".startswith(f"{normalised(self._answers[run.name])} ")
+            for run in finished
         )
-        return Score("answers that begin right", right / len(asked), len(asked))
+        return Score("right words", right / len(finished), len(finished))
 
-    def _job(self, name: str, document: Document, namespace: str = "") -> Job:
-        parts = segments(document.text, self.n_segments, self.segment_tokens, self.count_tokens)
-        asked = questions(parts, self.n_questions)
-        if not asked:
-            raise DataError(f"document {document.title!r} has no sentence to ask about; give more segment_tokens")
-        self._asked[name] = asked
-        args = {
-            "parts": parts,
-            "asked": asked,
+    def _add(self, number: int, document: Document, found: Sequence[str]) -> None:
+        rng = random.Random(f"{self.seed}/{document.title}")
+        asked = questions(found, self.n_questions, rng, self.count_tokens, self.max_tokens)
+        if len(asked) < self.n_questions:
+            raise DataError(
+                f"{document.title}: n_questions={self.n_questions}, but its segments have {len(asked)} sentences that "
+                "can be asked about; give fewer questions or more segments"
+            )
+        for i, one in enumerate(asked):
+            name = f"long_doc_qa/{number}/{i}"
+            args = self._args(document.title, found, one)
+            self._jobs.append(Job(program=ask_document, args=args, name=name, outputs=self.outputs))
+            self._answers[name] = one.answer
+
+    def _args(self, title: str, found: Sequence[str], asked: Asked) -> dict[str, object]:
+        return {
+            "beginning": beginning_text(title),
+            "parts": part_texts(found),
+            "question": asked.question,
+            "encoding": self.encoding,
             "max_tokens": self.max_tokens,
-            "concatenated": self.encoding == "concatenated",
+            "recorded": f" {asked.answer}",
         }
-        return Job(program=long_doc_qa, args=args, name=name, namespace=namespace, outputs=self.outputs)
+
+    def _fitting(self, document: Document, found: Sequence[str]) -> Sequence[str]:
+        """As many segments as leave room for the longest question that can be asked of them, and its answer."""
+        most = self.max_context_tokens
+        if most is None:
+            return found
+        fixed = self.count_tokens(beginning_text(document.title)) + self.max_tokens
+        sizes = [self.count_tokens(part) for part in part_texts(found)]
+        for n in range(len(found), 0, -1):
+            rng = random.Random(f"{self.seed}/{document.title}")
+            asked = questions(found[:n], self.n_questions, rng, self.count_tokens, self.max_tokens)
+            longest = max((self.count_tokens(question_text(one.question)) for one in asked), default=0)
+            if fixed + sum(sizes[:n]) + longest <= most:
+                return found[:n]
+        raise DataError(
+            f"max_context_tokens={most} is too few for one segment of {sizes[0]} tokens with a question; "
+            "give more, or a smaller segment_tokens"
+        )
