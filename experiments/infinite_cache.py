@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from engine.request import Request, Tokens
+from engine.splices import Splice, of_branch
 
 
 def infinite_hit_rate(requests: Sequence[Request]) -> float:
@@ -48,6 +49,20 @@ def infinite_hits(requests: Sequence[Request]) -> list[int]:
         earlier = seen.setdefault(request.namespace, _Sequences())
         hits[i] = earlier.longest_shared(request.key[: _usable(request)])
         earlier.add(request.tokens[: _computed(request)])
+        hits[i] += _in_branches(request.key, request.splices, earlier)
+    return hits
+
+
+def _in_branches(tokens: Tokens, splices: Sequence[Splice], earlier: _Sequences) -> int:
+    """Tokens of joined branches that were there already, each behind the prefix that it sees."""
+    hits = 0
+    for splice in splices:
+        own = np.concatenate([tokens[: splice.fork], tokens[splice.at : splice.end]])
+        inner = of_branch(splices, splice)
+        ordinary = own[: inner[0].at] if inner else own
+        hits += max(0, earlier.longest_shared(ordinary) - splice.fork)
+        earlier.add(ordinary)
+        hits += _in_branches(own, splice.inner, earlier)
     return hits
 
 

@@ -13,6 +13,7 @@ import lang
 from engine.config import EngineConfig
 from engine.make import make_engine
 from engine.request import SamplingParams
+from engine.splices import JoinedPrompt, concatenated
 from experiments.infinite_cache import infinite_hit_rate, infinite_hits
 from lang.backends.engine import EngineBackend
 
@@ -25,14 +26,17 @@ def big():
     return make_engine(EngineConfig(model="tiny", pool_tokens=60_000))
 
 
+def drain(engine):
+    while engine.has_work:
+        engine.step()
+
+
 def one_at_a_time(engine, prompts, params=GREEDY, **placed):
     engine.flush_cache()
     done = []
     for prompt in prompts:
-        requests = engine.add(prompt, params, **placed)
-        while engine.has_work:
-            engine.step()
-        done += requests
+        done += engine.add(prompt, params, **placed)
+        drain(engine)
     return done
 
 
@@ -59,8 +63,7 @@ def test_what_goes_on_behind_an_output_finds_all_of_it_but_its_last_token(big):
     (first,) = one_at_a_time(big, [[5, 6, 7, 8]])
     whole = [5, 6, 7, 8, *first.output]
     both = [first, *big.add([*whole, 9, 9], GREEDY)]
-    while big.has_work:
-        big.step()
+    drain(big)
     assert infinite_hits(both) == [0, len(whole) - 1] == [request.n_cached for request in both]
 
 
@@ -74,9 +77,34 @@ def test_namespaces_share_nothing(big):
     requests = one_at_a_time(big, prompts, namespace="a")
     for space in ("b", "a"):
         requests += big.add(prompts[0], GREEDY, namespace=space)
-        while big.has_work:
-            big.step()
+        drain(big)
     assert infinite_hits(requests) == [0, 3, 0, 3] == [request.n_cached for request in requests]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_joined_branches_are_found_as_the_engine_finds_them(big, seed):
+    rng = random.Random(seed)
+    fresh = lambda n: [rng.randrange(3, 500) for _ in range(n)]  # noqa: E731
+    bases, parts = [fresh(rng.randrange(1, 20)) for _ in range(2)], [fresh(rng.randrange(1, 15)) for _ in range(5)]
+    big.flush_cache()
+    requests = []
+    for _ in range(25):
+        base = rng.choice(bases)
+        branches = [rng.choice(parts)[: rng.randrange(1, 15)] for _ in range(rng.randrange(1, 5))]
+        tokens, splices = concatenated(base, branches, [7, 8])
+        if rng.random() < 0.3:  # a second fork, behind what is joined already
+            prompt = JoinedPrompt(tokens, splices)
+            prompt.join([JoinedPrompt([*tokens, *rng.choice(parts)], splices) for _ in range(2)])
+            prompt.append([9])
+            tokens, splices = prompt.tokens, tuple(prompt.splices)
+        if rng.random() < 0.3:  # as the language does it: branches are computed before
+            requests += big.add([*base, *branches[-1]], SamplingParams(max_tokens=0))
+            drain(big)
+        requests += big.add(tokens, GREEDY, splices=splices)
+        drain(big)
+    found = infinite_hits(requests)
+    assert found == [request.n_cached for request in requests]
+    assert sum(found[i] for i, request in enumerate(requests) if request.splices) > 100
 
 
 def test_scored_tokens_are_computed_by_any_cache(big):
