@@ -38,6 +38,8 @@ PLAIN = """\
 IMAGE = "".join(secrets.choice("0123456789") for _ in range(30))
 """Stands for a picture in a message's content. Nobody outside this process can write it."""
 
+_PROBE = "probe"
+
 Message = Mapping[str, Any]
 """As templates know it: role (system, user, assistant, tool), content (text), for an assistant perhaps tool_calls, each
 {"id", "type": "function", "function": {"name", "arguments": a dict}}, for a tool tool_call_id and name."""
@@ -85,18 +87,21 @@ class ChatTemplate:
 
         tools: {"type": "function", "function": {"name", "description", "parameters"}} each.
         continue_last: the answer goes on from the last message instead of beginning a new one.
-        IMAGE in a content becomes PLACE.
-        Raises RequestError when the template refuses the messages, takes too much, or loses an image.
+        IMAGE in a content becomes PLACE. Raises RequestError when the template refuses the messages, takes too much, or
+        loses an image.
         """
         compiled = self._with_tools if tools else self._plain
         marked = compiled.control.mark([list(messages), list(tools)])
         rendered = self._render(compiled, marked.value[0], marked.value[1], continue_last)
         first, *rest = rendered.split(IMAGE)
-        if len(rest) != (n := sum((message.get("content") or "").count(IMAGE) for message in messages)):
-            raise RequestError(f"the chat template shows {len(rest)} of {n} images: give images in user messages alone")
         ids = self._tokens(compiled, first, marked.found)
         for part in rest:
             ids += [PLACE, *(self._tokens(compiled, part, marked.found) if part else ())]
+        if compiled.takes_parts:
+            ids = [PLACE if token == compiled.image_id else token for token in ids]
+        shown, given = ids.count(PLACE), sum((message.get("content") or "").count(IMAGE) for message in messages)
+        if shown != given:
+            raise RequestError(f"the chat template shows {shown} of {given} images: give images in user messages alone")
         return ids
 
     def _tokens(self, compiled: _Compiled, rendered: str, is_marked: bool) -> list[int]:
@@ -115,6 +120,8 @@ class ChatTemplate:
         if continue_last:
             end = secrets.token_hex(12) + " "
             messages = _with_end(messages, end)
+        if compiled.takes_parts:
+            messages = [_in_parts(message) for message in messages]
         variables = {
             **self._tokenizer.special_tokens,
             "messages": messages,
@@ -138,6 +145,29 @@ class _Compiled:
         self.sandbox = Sandbox(source)
         self.control = ControlTokens(tokenizer, literal_text(source))
         self.knows_tools = "tools" in free_variables(source)
+        self.takes_parts = self._takes_parts(tokenizer)
+        """It reads contents as lists of texts and images, not as texts (LLaVA's own template)."""
+        self.image_id = self._image_id(tokenizer) if self.takes_parts else None
+        """The token that it writes for an image in such a list."""
+
+    def _probe(self, tokenizer: Tokenizer, content: Any) -> str:
+        """Nothing where it refuses."""
+        asked = {"messages": [{"role": "user", "content": content}], "tools": None, "documents": None}
+        try:
+            return self.sandbox.render({**tokenizer.special_tokens, **asked, "add_generation_prompt": True})
+        except Exception:
+            return ""
+
+    def _takes_parts(self, tokenizer: Tokenizer) -> bool:
+        if _PROBE in self._probe(tokenizer, _PROBE):
+            return False
+        return _PROBE in self._probe(tokenizer, [{"type": "text", "text": _PROBE}])
+
+    def _image_id(self, tokenizer: Tokenizer) -> int | None:
+        text = {"type": "text", "text": _PROBE}
+        without, with_one = (self._probe(tokenizer, parts) for parts in ([text], [{"type": "image"}, text]))
+        ids = tokenizer.added_tokens
+        return next((ids[name] for name in ids if with_one.count(name) == without.count(name) + 1), None)
 
 
 def load_chat_template(tokenizer: Tokenizer, file: Path | None = None) -> ChatTemplate:
@@ -151,6 +181,23 @@ def load_chat_template(tokenizer: Tokenizer, file: Path | None = None) -> ChatTe
     if tokenizer.chat_templates:
         return ChatTemplate(tokenizer, tokenizer.chat_templates, "the tokenizer")
     return ChatTemplate(tokenizer, {"default": PLAIN}, "radixlab (a plain one: the tokenizer has none)")
+
+
+def _in_parts(message: Message) -> Message:
+    """With its content as a list; an image stands between texts on lines of their own."""
+    content = message.get("content")
+    if not isinstance(content, str):
+        return message
+    parts: list[dict[str, str]] = []
+    pieces = content.split(IMAGE)
+    for i, text in enumerate(pieces):
+        if i:
+            parts.append({"type": "image"})
+        own = text.removeprefix("\n") if i else text
+        own = own.removesuffix("\n") if i < len(pieces) - 1 else own
+        if own:
+            parts.append({"type": "text", "text": own})
+    return {**message, "content": parts}
 
 
 def _with_end(messages: Sequence[Message], end: str) -> list[Message]:

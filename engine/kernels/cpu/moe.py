@@ -24,6 +24,8 @@ def moe(h: Tensor, experts: Sequence[Expert], chosen: Tensor, shares: Tensor) ->
     h [tokens, hidden]; chosen int64 [tokens, k], no expert twice for a token; shares [tokens, k]. Experts are added in
     their order, so that a token's sum doesn't depend on what is computed beside it.
     """
+    if len(h) == 1:  # nothing to group, and grouping takes a tenth of the time of one token
+        return moe_reference(h, experts, chosen, shares)
     out = torch.zeros_like(h)
     order = chosen.flatten().argsort(stable=True)
     ends = torch.bincount(chosen.flatten(), minlength=len(experts)).cumsum(0).tolist()
