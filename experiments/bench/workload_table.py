@@ -18,17 +18,26 @@ COLUMNS = (
     "hit rate (best possible)",
     "programs/s over no cache",
     "latency of one at a time, no cache over lru",
-    "`python run.py policy=lru model=llama-110m` and",
+    "overrides",
 )
-WHAT: Mapping[str, tuple[str, str]] = {
+WHAT: Mapping[str, tuple[str, str]] = {  # by the rows' titles
     "mmlu": ("few-shot questions, subject by subject", "MMLU"),
     "hellaswag": ("endings scored behind 20 examples", "HellaSwag"),
     "gsm8k": ("word problems behind 5 examples", "GSM8K"),
     "multi_chain": ("five chains of thought, merged", "GSM8K"),
-    "react": ("agents: recorded chains, or a live loop with a search tool", "ReAct, HotpotQA"),
-    "tree_of_thought": ("plans that branch; searches of the Game of 24", "GSM8K, 24"),
-    "json_decode": ("JSON by regexes, schemas, tools", "Wikipedia, MaskBench, BFCL"),
-    "chat": ("conversations: synthetic, recorded, agents'", "MT-Bench, LMCache's traces"),
+    "react": ("recorded chains of thoughts, actions, observations", "ReAct's traces of HotpotQA"),
+    "react, live": ("an agent's loop with a search tool", "HotpotQA"),
+    "tree_of_thought": ("plans that branch, are carried out, judged and voted on", "GSM8K"),
+    "tree_of_thought, game24": ("breadth-first search of the Game of 24", "24"),
+    "json_decode": ("five fields of a page, a regex each", "Wikipedia"),
+    "json_decode, character": ("one regex for a record, from a name", "names"),
+    "json_decode, city": ("one regex for a record, from a page", "Wikipedia"),
+    "json_decode, schema": ("an instance of a JSON schema", "MaskBench"),
+    "json_decode, functions": ("a call of a function", "BFCL"),
+    "chat": ("four turns, short answers", "made, as in the paper"),
+    "chat, long": ("turns with long answers", "made, as in the paper"),
+    "chat, mt_bench": ("two turns", "MT-Bench"),
+    "chat, agent": ("sessions of a coding agent", "LMCache's traces"),
     "skeleton": ("tips first, then each written out", "tip_suggestion"),
     "judge": ("branch, solve, merge", "llm_judge"),
     "generative_agents": ("many short dependent calls", "a generated town"),
@@ -37,7 +46,10 @@ WHAT: Mapping[str, tuple[str, str]] = {
     "dspy_rag": ("a compiled DSPy program with retrieval; recorded calls", "HotpotQA, DSPy"),
     "llava": ("questions about pictures", "LLaVA-Bench"),
     "synthetic": ("traffic of a stated law", "made"),
-    "trace": ("recorded traffic by time", "Mooncake, LMCache, Azure"),
+    "trace": ("recorded traffic, by ids of blocks", "Mooncake"),
+    "trace, agent": ("recorded traffic of agents", "LMCache's traces"),
+    "trace, azure": ("recorded traffic, lengths alone", "Azure"),
+    "mmlu, Mixtral": ("the same on a mixture of experts", "MMLU"),
     "unique prompts": ("nothing shared: what the cache costs", "made"),
 }
 
@@ -45,7 +57,7 @@ WHAT: Mapping[str, tuple[str, str]] = {
 def rows(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for cell in cells:
-        what, data = WHAT[cell["title"].split(",")[0]]
+        what, data = WHAT[cell["title"]]
         runs = cell["throughput"]["lru"]
         hit, best = (sum(one[name] for one in runs) / len(runs) for name in ("hit_rate", "infinite"))
         size = f"{cell['programs']} / {runs[0]['calls']} / {runs[0]['prompt_tokens']:,}"
