@@ -102,7 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case in chosen:
         rounds = options.unique_rounds if case is UNIQUE else options.rounds
         console.print(f"{case.title} ...")
-        cells.append(measure(_on(case, options.model), systems, rounds))
+        cell = measure(_on(case, options.model), systems, rounds)
+        if data is not None:  # results say nothing of the machine's folders
+            cell["data"] = {name: text.replace(str(data), "DATA") for name, text in cell["data"].items()}
+        cells.append(cell)
         content = {"environment": environment(), "threads": options.threads, "workloads": cells}
         write_json(options.out, content)
     console.print(table_of(cells))
