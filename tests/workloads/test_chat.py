@@ -14,10 +14,10 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.make import make_engine
-from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
 from lang.hints import ConversationEnd
+from tests.workloads.playing import play
 from workloads.chat import Chat
 from workloads.data import DataError
 from workloads.registry import load_workload
@@ -87,20 +87,6 @@ def loaded(outputs: str = "auto", count: Any = None, **settings: Any) -> Chat:
     workload.choose_outputs(outputs, random_weights=True)
     workload.load()
     return workload
-
-
-def play(workload: Chat, backend: Any) -> list[Any]:
-    runner = Runner(backend)
-    runs = [
-        runner.start(
-            job.program, job.args, name=job.name, conversation=job.conversation, sampling={"outputs": job.outputs}
-        )
-        for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    assert not [run.error for run in runs if run.error]
-    return runs
 
 
 def turns(workload: Chat) -> list[list[Any]]:

@@ -12,10 +12,10 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.make import make_engine
-from lang import Runner
 from lang.backends.dspy_engine import DSPyEngine
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError, FromHub
 from workloads.dspy_rag import DSPyRAG
 from workloads.dspy_rag import data as rag_data
@@ -61,16 +61,6 @@ def loaded(outputs="auto", random_weights=True, **settings):
     workload.choose_outputs(outputs, random_weights)
     workload.load()
     return workload
-
-
-def play(workload, backend):
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 
 import conf
 import run
-from lang import Runner
 from lang.backends.mock import MockBackend
 from tests.workloads.every import CASES, IDS, SMALL
+from tests.workloads.playing import play_jobs
 from workloads.base import Job, Workload
 from workloads.registry import WORKLOADS, load_workload
 
@@ -40,21 +40,6 @@ def made(name: str, settings: dict[str, Any], outputs: str = "auto", random_weig
 def plain(jobs: Sequence[Job]) -> str:
     """Their arguments as text, without the addresses of objects that all jobs of a workload share."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr([dict(job.args) for job in jobs]))
-
-
-def play(jobs: Sequence[Job]) -> list[Any]:
-    """On a mock, side by side; in the order given."""
-    backend = MockBackend()
-    runner = Runner(backend)
-    runs = [
-        runner.start(
-            job.program, job.args, name=job.name, conversation=job.conversation, sampling={"outputs": job.outputs}
-        )
-        for job in jobs
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 def test_every_workload_is_tried() -> None:
@@ -92,7 +77,7 @@ def test_all_its_programs_finish_with_all_outputs_that_it_serves(name: str, sett
         assert {job.outputs for job in workload.jobs()} == {outputs}
         if outputs == "free":
             continue  # a mock's "ok" is no answer that every program can go on from
-        for one in play([*workload.warmup(), *workload.jobs()]):
+        for one in play_jobs([*workload.warmup(), *workload.jobs()], MockBackend(), may_fail=True):
             assert one.status == "done", one.error
 
 

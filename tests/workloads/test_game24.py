@@ -19,6 +19,7 @@ from engine.make import make_engine
 from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError
 from workloads.tree_of_thought import TreeOfThought
 from workloads.tree_of_thought.game24 import ANSWER, PROPOSE, VALUE, breadth_first, depth_first, worth
@@ -92,16 +93,6 @@ def loaded(outputs: str = "auto", **kwargs: Any) -> TreeOfThought:
     workload.choose_outputs(outputs, random_weights=True)
     workload.load()
     return workload
-
-
-def play(workload: TreeOfThought, backend: Any) -> list[Any]:
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 def brute(numbers: list[Fraction]) -> set[Fraction]:

@@ -10,9 +10,9 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.make import make_engine
-from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError
 from workloads.generative_agents import GenerativeAgents
 from workloads.generative_agents.functions import FUNCTIONS, likely_output, prompt_of
@@ -45,16 +45,6 @@ def loaded(outputs="auto", **settings):
     workload.choose_outputs(outputs, random_weights=True)
     workload.load()
     return workload
-
-
-def play(workload, backend):
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -12,9 +12,9 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.make import make_engine
-from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError, FromHub
 from workloads.gsm8k import GSM8K
 from workloads.gsm8k import data as gsm8k_data
@@ -58,16 +58,6 @@ def loaded(outputs: str = "auto", **settings: Any) -> GSM8K:
 
 def prompts(workload: GSM8K) -> list[str]:
     return [job.args["examples"] + job.args["question"] for job in workload.jobs()]
-
-
-def play(workload: GSM8K, backend: Any) -> list[Any]:
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 @pytest.mark.parametrize("packed", [False, True])

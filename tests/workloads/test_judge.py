@@ -12,9 +12,9 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.make import make_engine
-from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError
 from workloads.judge import Judge
 from workloads.judge.program import DIMENSIONS
@@ -42,17 +42,6 @@ def loaded(outputs: str = "auto", count: Any = None, **settings: Any) -> Judge:
     workload.choose_outputs(outputs, random_weights=True)
     workload.load()
     return workload
-
-
-def play(workload: Judge, backend: Any) -> list[Any]:
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    assert not [run.error for run in runs if run.error]
-    return runs
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -6,9 +6,9 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.make import make_engine
-from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError
 from workloads.line_retrieval import LineRetrieval
 from workloads.line_retrieval.lines import MOST_LINES, Line, cut_in, made_lines
@@ -26,16 +26,6 @@ def loaded(outputs="auto", **settings):
     workload.choose_outputs(outputs, random_weights=True)
     workload.load()
     return workload
-
-
-def play(workload, backend):
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 def test_every_line_has_a_name_and_a_number_of_its_own():

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from engine.config import EngineConfig
 from engine.make import make_engine
-from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError
 from workloads.long_doc_qa import LongDocQA
 from workloads.long_doc_qa.questions import Asked, questions, segments, sentences
@@ -52,16 +52,6 @@ def loaded(outputs="auto", **given_):
     workload.choose_outputs(outputs, random_weights=True)
     workload.load()
     return workload
-
-
-def play(workload, backend):
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 @pytest.mark.parametrize("packed", [False, True])

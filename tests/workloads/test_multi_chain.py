@@ -8,9 +8,9 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.make import make_engine
-from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError
 from workloads.gsm8k.data import Problem
 from workloads.multi_chain import MultiChain
@@ -32,16 +32,6 @@ def loaded(outputs: str = "auto", **settings: Any) -> MultiChain:
     workload.choose_outputs(outputs, random_weights=True)
     workload.load()
     return workload
-
-
-def play(workload: MultiChain, backend: Any) -> list[Any]:
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 def test_chains_run_side_by_side_and_the_answer_sees_them_all() -> None:

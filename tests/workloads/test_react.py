@@ -15,6 +15,7 @@ from engine.make import make_engine
 from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError
 from workloads.react import React
 from workloads.react.data import Page, Turn, examples_of, load_live, load_replay
@@ -70,16 +71,6 @@ def loaded(outputs: str = "auto", **settings: Any) -> React:
     workload.choose_outputs(outputs, random_weights=True)
     workload.load()
     return workload
-
-
-def play(workload: React, backend: Any) -> list[Any]:
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -12,6 +12,7 @@ from engine.make import make_engine
 from lang import Runner
 from lang.backends.engine import EngineBackend
 from lang.backends.mock import MockBackend
+from tests.workloads.playing import play
 from workloads.data import DataError
 from workloads.gsm8k.data import Problem
 from workloads.registry import load_workload
@@ -36,16 +37,6 @@ def loaded(outputs: str = "auto", **settings: Any) -> TreeOfThought:
     workload.choose_outputs(outputs, random_weights=True)
     workload.load()
     return workload
-
-
-def play(workload: TreeOfThought, backend: Any) -> list[Any]:
-    runner = Runner(backend)
-    runs = [
-        runner.start(job.program, job.args, name=job.name, sampling={"outputs": job.outputs}) for job in workload.jobs()
-    ]
-    while runner.active:
-        runner.step()
-    return runs
 
 
 @pytest.mark.parametrize(
