@@ -38,8 +38,6 @@ PLAIN = """\
 IMAGE = "".join(secrets.choice("0123456789") for _ in range(30))
 """Stands for a picture in a message's content. Nobody outside this process can write it."""
 
-_PROBE = "probe"
-
 Message = Mapping[str, Any]
 """As templates know it: role (system, user, assistant, tool), content (text), for an assistant perhaps tool_calls, each
 {"id", "type": "function", "function": {"name", "arguments": a dict}}, for a tool tool_call_id and name."""
@@ -159,12 +157,12 @@ class _Compiled:
             return ""
 
     def _takes_parts(self, tokenizer: Tokenizer) -> bool:
-        if _PROBE in self._probe(tokenizer, _PROBE):
+        if IMAGE in self._probe(tokenizer, IMAGE):
             return False
-        return _PROBE in self._probe(tokenizer, [{"type": "text", "text": _PROBE}])
+        return IMAGE in self._probe(tokenizer, [{"type": "text", "text": IMAGE}])
 
     def _image_id(self, tokenizer: Tokenizer) -> int | None:
-        text = {"type": "text", "text": _PROBE}
+        text = {"type": "text", "text": IMAGE}
         without, with_one = (self._probe(tokenizer, parts) for parts in ([text], [{"type": "image"}, text]))
         ids = tokenizer.added_tokens
         return next((ids[name] for name in ids if with_one.count(name) == without.count(name) + 1), None)

@@ -14,10 +14,11 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
-from experiments.config import ConfigError, closest, outside_file
+from experiments.config import ConfigError, RunConfig, closest, outside_file
 from workloads.registry import workload_class
 
 
@@ -51,6 +52,14 @@ def _parameters(spec: str) -> dict[str, Any]:
     parameters = inspect.signature(workload_class(spec)).parameters.values()
     plain = (str, int, float, bool, list, type(None))
     return {p.name: p.default for p in parameters if p.default is not p.empty and isinstance(p.default, plain)}
+
+
+def composed(overrides: Sequence[str]) -> RunConfig:
+    """What run.py would be told by these overrides, without its own handling of errors. Raises what Hydra raises, and
+    ConfigError."""
+    with hydra.initialize_config_dir(str(Path(next(iter(conf.__path__))).resolve()), version_base="1.3"):
+        config = hydra.compose("config", list(overrides))
+    return RunConfig.parse(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 def explain(error: BaseException, arguments: Sequence[str]) -> str:

@@ -9,21 +9,20 @@ they mean nothing and no score is told. `run.py workload=dspy_rag` measures the 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-import conf
 from engine.config import ConfigError
+from engine.policies.base import PolicyError
 from engine.request import Request
+from experiments.arguments import composed, explain, is_composition_error
+from experiments.bench.radix import write_json
 from experiments.config import RunConfig
 from experiments.infinite_cache import infinite_hit_rate
 from experiments.systems.base import make_system
@@ -63,8 +62,7 @@ def evaluate(engine: Engine, workload: DSPyRAG, threads: int) -> Figures:
     from workloads.dspy_rag.pipeline import exact_match, example
 
     rag, questions = workload.rag, workload.asked()
-    if rag is None:
-        raise ConfigError("DSPy's loop needs a program: use workload.kind=live")
+    assert rag is not None, "kind=recorded has no program"
     finished: list[Request] = []
     engine.on_finish.append(finished.append)
     try:
@@ -84,7 +82,12 @@ def evaluate(engine: Engine, workload: DSPyRAG, threads: int) -> Figures:
                 max_errors=len(questions) + 1,
                 display_progress=sys.stderr.isatty(),
             )
-            with dspy.context(lm=lm, rm=rag.search, adapter=rag.adapter):
+
+            def search(query: str, k: int) -> Any:
+                time.sleep(workload.retrieval_seconds)
+                return rag.search(query, k=k)
+
+            with dspy.context(lm=lm, rm=search, adapter=rag.adapter):
                 started = time.perf_counter()
                 result = run(rag.program)
                 seconds = time.perf_counter() - started
@@ -107,33 +110,51 @@ def evaluate(engine: Engine, workload: DSPyRAG, threads: int) -> Figures:
     )
 
 
-def config_of(overrides: Sequence[str]) -> RunConfig:
-    """Raises ConfigError for another workload or system."""
-    with initialize_config_dir(config_dir=str(Path(next(iter(conf.__path__))).resolve()), version_base="1.3"):
-        composed = compose("config", ["workload=dspy_rag", *overrides])
-    settings: Any = OmegaConf.to_container(composed, resolve=True)
-    config = RunConfig.parse(settings)
-    if config.workload != "dspy_rag" or config.system["name"] != "radixlab":
+def set_up(overrides: Sequence[str]) -> tuple[RunConfig, RadixlabSystem, DSPyRAG]:
+    """Raises ConfigError for what can't be had here, and what reading data and making the engine raise."""
+    from workloads.dspy_rag import DSPyRAG
+
+    config = composed(["workload=dspy_rag", *overrides])
+    for name, given, served in (
+        ("workload", config.workload, "dspy_rag"),
+        ("system", config.system["name"], "radixlab"),
+        ("rate", config.rate, None),
+        ("repeats", config.repeats, 1),
+        ("cells", config.cells, ()),
+    ):
+        if given != served:
+            raise ConfigError(f"{name}={given!r} isn't served: DSPy's loop is run with {name}={served!r} only")
+    workload = load_workload(config.workload, config.workload_args)
+    assert isinstance(workload, DSPyRAG)
+    if workload.kind != "live" or workload.asked_outputs not in ("auto", "free"):
         raise ConfigError(
-            f"workload={config.workload} on system={config.system['name']}: only dspy_rag on radixlab can be evaluated"
+            f"workload.kind={workload.kind}, workload.outputs={workload.asked_outputs}: DSPy's loop needs kind=live "
+            "and outputs=free (or auto), its answers are the model's own"
         )
-    if config.rate is not None:
-        raise ConfigError("rate isn't served: threads ask as fast as they are answered; give parallel=THREADS")
-    return config
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table; `out=FILE` writes JSON, too."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    outs = [text.partition("=")[2] for text in given if text.startswith("out=")]
-    config = config_of([text for text in given if not text.startswith("out=")])
     system = make_system(config)
     assert isinstance(system, RadixlabSystem)
-    workload: Any = load_workload(config.workload, config.workload_args)
     if system.count_tokens is not None:
         workload.count_tokens = system.count_tokens
     workload.choose_outputs("free", system.random_weights)
     workload.load()
+    return config, system, workload
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a table; `out=FILE` writes JSON, too. 1, with a line that says why, for what can't be set up."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    outs = [text.partition("=")[2] for text in given if text.startswith("out=")]
+    overrides = [text for text in given if not text.startswith("out=")]
+    try:
+        config, system, workload = set_up(overrides)
+    except Exception as error:
+        if is_composition_error(error):
+            print(f"error: {explain(error, overrides)}", file=sys.stderr)
+        elif isinstance(error, ValueError | TypeError | LookupError | OSError | PolicyError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            raise
+        return 1
     found = evaluate(system.engine, workload, config.parallel or THREADS)
     if system.random_weights:
         found = found._replace(exact_match=None)
@@ -142,12 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else "–" if value is None else f"{value}")
     Console().print(table)
     for path in outs:
-        Path(path).write_text(json.dumps({"overrides": given, **found._asdict()}, indent=1), encoding="utf-8")
+        write_json(Path(path), {"overrides": overrides, **found._asdict()})
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ConfigError as error:
-        sys.exit(f"{error}")
+    sys.exit(main())

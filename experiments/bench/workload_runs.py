@@ -7,10 +7,8 @@ import random
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
 from engine.request import Request
+from experiments.arguments import composed
 from experiments.config import RunConfig
 from experiments.infinite_cache import infinite_hits
 from experiments.load import Closed, play
@@ -61,15 +59,12 @@ class Figures(NamedTuple):
 class Systems:
     """One of each kind, made when first asked for: the weights are drawn once."""
 
-    def __init__(self, settings: Sequence[str], conf: str) -> None:
+    def __init__(self, settings: Sequence[str]) -> None:
         self._settings = tuple(settings)
-        self._conf = conf
         self._made: dict[str, System] = {}
 
     def config(self, overrides: Sequence[str]) -> RunConfig:
-        with initialize_config_dir(config_dir=self._conf, version_base="1.3"):
-            composed = compose("config", [*overrides, *self._settings])
-        return RunConfig.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+        return composed([*overrides, *self._settings])
 
     def get(self, config: RunConfig) -> System:
         key = repr((config.model, config.policy, config.engine))

@@ -18,14 +18,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import conf
 from experiments.bench.radix import write_json
 from experiments.bench.radix_prompts import data_folder, tinyllama_file
 from experiments.bench.workload_cases import CASES, UNIQUE
 from experiments.bench.workload_runs import Case, Systems, measure
 from experiments.environment import environment
 
-CONF = str(Path(next(iter(conf.__path__))).resolve())
 FAR = 0.96
 """Of the hit rate of a cache that never forgets: what is below wants an explanation."""
 MOST_COST = 0.02
@@ -97,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = ["engine.device=cpu", "model.dtype=bfloat16"]
     if data is not None and options.model is None:  # other models have vocabularies of their own
         settings.append(f"model.tokenizer={tinyllama_file(data)}")
-    systems = Systems(settings, CONF)
+    systems = Systems(settings)
     cells: list[dict[str, Any]] = []
     for case in chosen:
         rounds = options.unique_rounds if case is UNIQUE else options.rounds

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import ConfigError
 from experiments import dspy_evaluate
 
 SMALL = ["model=tiny", "workload.n_train=4", "workload.n_full_demos=1", "workload.n_demos=2", "workload.max_tokens=6"]
@@ -46,11 +45,28 @@ def test_without_a_cache_nothing_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["workload=mmlu"], "workload=mmlu on system=radixlab: only dspy_rag"),
-        (["rate=3"], "rate isn't served"),
-        (["workload.kind=recorded", "engine.device=cpu"], "use workload.kind=live"),
+        (["workload=mmlu"], "workload='mmlu' isn't served"),
+        (["rate=3"], "rate=3"),
+        (["repeats=2"], "repeats=2 isn't served"),
+        (["workload.kind=recorded"], "workload.kind=recorded, workload.outputs=auto: DSPy's loop needs kind=live"),
+        (["workload.outputs=recorded"], "workload.outputs=recorded: DSPy's loop needs"),
+        (["workload.kind=nonsense"], "kind='nonsense' is not allowed"),
+        (["nonsense=1"], "unknown setting 'nonsense'"),
+        (["policy=nonsense"], "unknown policy 'nonsense'"),
     ],
 )
-def test_what_it_cannot_do_is_refused(overrides: list[str], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        dspy_evaluate.main(overrides)
+def test_what_it_cannot_do_is_told_in_a_line(
+    overrides: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dspy_evaluate.main(overrides) == 1
+    told = capsys.readouterr().err
+    assert says in told
+    assert "Traceback" not in told
+
+
+def test_a_search_takes_as_long_as_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(dspy_evaluate.time, "sleep", waited.append)
+    slow = ["policy=lru", "workload.n_questions=2", "workload.retrieval_seconds=0.25", "engine.device=cpu"]
+    assert dspy_evaluate.main([*SMALL, *slow]) == 0
+    assert waited.count(0.25) == 2

@@ -24,7 +24,7 @@ NOTHING = UNIQUE._replace(overrides=("workload=synthetic_unique", "model=tiny", 
 
 @pytest.fixture(scope="module")
 def systems() -> Systems:
-    return Systems(["engine.device=cpu", "model.dtype=float32"], workloads.CONF)
+    return Systems(["engine.device=cpu", "model.dtype=float32"])
 
 
 @pytest.fixture(scope="module")
